@@ -1,0 +1,276 @@
+"""Layer groups: runs of modules that cover a network exactly once, from the input to the head.
+
+Fastai's group is a list of parameters, and dropout, ReLU and `BatchNorm(affine=False)` have none, so such a list cannot
+say which group they are in. Here a group is a run of *modules*; parameters and buffers are derived from it, always from
+the live model. Every way to make groups ends in `partition` or `groups_of_lists`, and those two hold the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+UNLISTED = "unlisted"
+_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class SplitError(ValueError):
+    """Layer groups that do not cover a network exactly once: names what is missing, doubled, empty or out of order."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGroup:
+    """A run of modules that is trained, frozen and given a learning rate together.
+
+    `modules` maps the dotted name of every module wholly inside the group, containers and leaves, to the module. A
+    container that spans several groups is in none of them; its bare parameters (`class_token`, layer scale) belong to
+    the earliest. `tied` maps a parameter of this group to the name under which a later group uses it as well.
+    """
+
+    name: str
+    modules: dict[str, nn.Module] = field(repr=False)
+    tied: dict[str, str] = field(repr=False)
+    _params: dict[str, nn.Parameter] = field(repr=False)
+    _buffers: dict[str, Tensor] = field(repr=False)
+
+    def params(self) -> list[nn.Parameter]:
+        """The group's parameters in registration order, each once."""
+        return list(self._params.values())
+
+    def named_params(self) -> list[tuple[str, nn.Parameter]]:
+        """`(dotted name, parameter)` pairs; the names are those of `model.named_parameters()`."""
+        return list(self._params.items())
+
+    def buffers(self) -> list[Tensor]:
+        """The group's buffers, non-persistent ones included."""
+        return list(self._buffers.values())
+
+    def named_buffers(self) -> list[tuple[str, Tensor]]:
+        """`(dotted name, buffer)` pairs; the names are those of `model.named_buffers()`."""
+        return list(self._buffers.items())
+
+    def outermost(self) -> dict[str, nn.Module]:
+        """The modules of the group that are inside no other module of the group, in registration order."""
+        return {n: m for n, m in self.modules.items() if n == "" or parent_name(n) not in self.modules}
+
+    def norm_params(self) -> list[nn.Parameter]:
+        """The scale and shift parameters of the group's normalisation layers."""
+        return [p for n, p in self._params.items() if is_norm(self.modules.get(parent_name(n)))]
+
+    def other_params(self) -> list[nn.Parameter]:
+        """Every parameter that belongs to no normalisation layer; these decide whether the group is frozen."""
+        return [p for n, p in self._params.items() if not is_norm(self.modules.get(parent_name(n)))]
+
+
+def parent_name(name: str) -> str:
+    """The dotted name of what holds `name`.
+
+    >>> parent_name("layer1.0.bn1.weight")
+    'layer1.0.bn1'
+    """
+    return name.rpartition(".")[0]
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether `module` is a normalisation layer: torch's own, a subclass, or a leaf that calls itself a norm.
+
+    Transformers and timm bring classes of their own (`LlamaRMSNorm`, `EvoNorm2dS0`). They count when the class name says
+    `norm` and all they hold are vectors: at most one dimension of each parameter is larger than 1.
+    """
+    if module is None:
+        return False
+    if isinstance(module, _TORCH_NORMS):
+        return True
+    own = [p for p in module._parameters.values() if p is not None]
+    return (
+        bool(own) and "norm" in type(module).__name__.lower() and all(p.numel() == max(p.shape, default=1) for p in own)
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, so that names stay the same."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+
+
+def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) -> tuple[LayerGroup, ...]:
+    """Groups `names`, where `place` says for each leaf module (a module without children) the index of its group.
+
+    A group of normalisation layers only joins the group before it (the first one, the group after it): what such a
+    layer normalises is the output of its neighbour, and frozen is read from the parameters that are not a norm's.
+
+    Raises:
+        SplitError: the model has no parameters, or a group has none of its own.
+    """
+    if next(model.parameters(), None) is None:
+        raise SplitError(f"{type(model).__name__} has no parameters, so there is nothing to divide into layer groups")
+    names, place = list(names), dict(place)
+    while True:
+        groups = _build(model, names, place, {})
+        _check_not_empty(model, groups)
+        alone = next((i for i, g in enumerate(groups) if len(groups) > 1 and not g.other_params()), None)
+        if alone is None:
+            return groups
+        into = max(alone - 1, 0)
+        del names[alone]
+        place = {n: into if i == alone else i - (i > alone) for n, i in place.items()}
+
+
+def groups_of_lists(model: nn.Module, lists: Iterable[Iterable[nn.Parameter]]) -> tuple[LayerGroup, ...]:
+    """Layer groups for fastai's lists of parameters: one a list, named `group0`, `group1`, ..., `head`.
+
+    A module joins the group of its parameters; a parameterless one that of its container, or where the container spans
+    several, the group before it. Parameters that are in no list
+    and were frozen by hand, which fastai's default splitter leaves out, come first as one more group, `unlisted`.
+
+    Raises:
+        SplitError: the container is not a list of lists of parameters, a list is empty, a parameter is in two lists,
+            or one that requires grad is in none.
+    """
+    lists = _checked_lists(lists)
+    owner = {id(p): i for i, ps in enumerate(lists) for p in ps}
+    named = dict(model.named_parameters())
+    _check_overlap(lists, named)
+    missing = [n for n, p in named.items() if id(p) not in owner]
+    unknown = [n for n in missing if named[n].requires_grad]
+    if unknown:
+        raise SplitError(
+            f"{len(unknown)} parameters require grad but are in no parameter group: {_some(unknown)}. Return them from "
+            "the splitter, and make a new optimizer (`learn.create_opt()`) after a part of the model was replaced"
+        )
+    names = [f"group{i}" for i in range(len(lists))]
+    names[-1] = "head" if len(lists) > 1 else names[-1]
+    if missing:
+        names, owner = [UNLISTED, *names], {k: i + 1 for k, i in owner.items()}
+    params_at = {n: owner.get(id(p), 0) for n, p in named.items()}
+    return _build(model, names, _place_by_params(model, params_at), params_at)
+
+
+def _build(
+    model: nn.Module, names: Sequence[str], place: Mapping[str, int], params_at: Mapping[str, int]
+) -> tuple[LayerGroup, ...]:
+    """The one place where modules, parameters and buffers are dealt out; it decides nothing."""
+    spans = _spans(model, place, params_at)
+    modules: list[dict[str, nn.Module]] = [{} for _ in names]
+    params: list[dict[str, nn.Parameter]] = [{} for _ in names]
+    buffers: list[dict[str, Tensor]] = [{} for _ in names]
+    tied: list[dict[str, str]] = [{} for _ in names]
+    uses: dict[int, list[tuple[int, str]]] = {}
+    tensors = {id(p): p for p in model.parameters()}
+    for name, module in model.named_modules():
+        span = spans[id(module)]
+        if len(span) == 1:
+            modules[min(span)][name] = module
+        prefix = f"{name}." if name else ""
+        for n, p in module._parameters.items():
+            if p is not None:
+                uses.setdefault(id(p), []).append((params_at.get(prefix + n, min(span)), prefix + n))
+        for n, b in module._buffers.items():
+            if b is not None:
+                buffers[min(span)][prefix + n] = b
+    for key, places in uses.items():
+        first, name = min(places, key=lambda at: at[0])
+        params[first][name] = tensors[key]
+        later = [n for i, n in places if i > first]
+        if later:
+            tied[first][name] = later[0]
+    return tuple(map(LayerGroup, names, modules, tied, params, buffers))
+
+
+def _spans(model: nn.Module, place: Mapping[str, int], params_at: Mapping[str, int]) -> dict[int, set[int]]:
+    """For each module, by identity, the indices of the groups that its leaves and parameters are in."""
+    spans: dict[int, set[int]] = {}
+    for name, module in reversed(list(model.named_modules())):
+        span = spans.setdefault(id(module), set())
+        for child in module._modules.values():
+            if child is not None:
+                # A child registered a second time further down is listed under its first name, after this one.
+                span |= spans.get(id(child)) or _spans_of_shared(child, model, place)
+        if name in place:
+            span.add(place[name])
+        prefix = f"{name}." if name else ""
+        span |= {params_at[prefix + n] for n in module._parameters if prefix + n in params_at}
+    return spans
+
+
+def _spans_of_shared(child: nn.Module, model: nn.Module, place: Mapping[str, int]) -> set[int]:
+    inside = {id(m) for m in child.modules()}
+    return {place[n] for n, m in model.named_modules() if id(m) in inside and n in place}
+
+
+def _place_by_params(model: nn.Module, params_at: Mapping[str, int]) -> dict[str, int]:
+    """A parameterless leaf follows its container, or where that spans several groups, the leaf with parameters before it."""
+    below: dict[str, set[int]] = {}
+    for name, i in params_at.items():
+        while name:
+            name = parent_name(name)
+            below.setdefault(name, set()).add(i)
+    place, last = {}, min(params_at.values())
+    for name, module in model.named_modules():
+        if module._modules:
+            continue
+        if name in below:
+            last = max(below[name])
+            continue
+        container = parent_name(name)
+        while container and container not in below:
+            container = parent_name(container)
+        around = below[container]
+        place[name] = min(around) if len(around) == 1 else last
+    return place
+
+
+def _checked_lists(lists: Iterable[Iterable[nn.Parameter]]) -> list[list[nn.Parameter]]:
+    wanted = (
+        "a splitter returns a list of lists of parameters, such as [list(body.parameters()), list(head.parameters())]"
+    )
+    lists = list(lists)
+    if not lists or any(isinstance(ps, Tensor | nn.Module | str) or not isinstance(ps, Iterable) for ps in lists):
+        came = ", ".join(type(ps).__name__ for ps in lists[:3]) or "nothing"
+        raise SplitError(f"{wanted}; it returned {came}")
+    lists = [list(ps) for ps in lists]
+    for i, ps in enumerate(lists):
+        if not ps:
+            raise SplitError(f"parameter group {i} of {len(lists)} is empty; {wanted}")
+        odd = next((p for p in ps if not isinstance(p, Tensor)), None)
+        if odd is not None:
+            raise SplitError(f"parameter group {i} holds a {type(odd).__name__}, which nothing would train; {wanted}")
+    return lists
+
+
+def _check_overlap(lists: list[list[nn.Parameter]], named: Mapping[str, nn.Parameter]) -> None:
+    name_of = {id(p): n for n, p in named.items()}
+    seen: dict[int, int] = {}
+    for i, ps in enumerate(lists):
+        for p in ps:
+            if id(p) in seen:
+                name = name_of.get(id(p), "a parameter")
+                raise SplitError(
+                    f"{name} is in parameter group {seen[id(p)]} and again in {i}: it would be stepped twice. Leave it in one"
+                )
+            seen[id(p)] = i
+
+
+def _check_not_empty(model: nn.Module, groups: tuple[LayerGroup, ...]) -> None:
+    for group in groups:
+        if group.params():
+            continue
+        shared = [f"{n} (also {o})" for g in groups for o, n in g.tied.items() if parent_name(n) in group.modules]
+        why = (
+            f"all it has is tied to an earlier group: {_some(shared)}" if shared else f"modules: {_some(group.modules)}"
+        )
+        raise SplitError(f"layer group {group.name!r} of {type(model).__name__} has no parameters of its own; {why}")
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, and how many more there are, for an error message."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

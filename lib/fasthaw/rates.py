@@ -1,0 +1,179 @@
+"""Rate policies: how one choice of learning rate becomes one rate for each layer group.
+
+A policy is a value that is called with the number of groups and returns that many plain floats, the one nearest the
+input first, the head's last. It knows no network and no optimizer, so it prints, compares and tests by itself. Every
+group gets a rate, frozen ones included: what is frozen is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from numbers import Real
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """Rates from `lo` (the group nearest the input) to `hi` (the head), each a constant factor from the one before.
+
+    What fastai does with `slice(lo, hi)`. Both are above 0, as no factor leads to or from 0. A single group is the head
+    and gets `hi`. `lo` may be the larger: the rates then fall towards the head.
+
+    >>> Geometric(1e-4, 1e-2)(3)
+    (0.0001, 0.001, 0.01)
+    """
+
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        for field in ("lo", "hi"):
+            value = _checked(getattr(self, field), f"Geometric's {field}")
+            if value == 0:
+                raise ValueError(
+                    f"Geometric's {field} is 0, and a geometric run cannot start or end there. Freeze the groups that "
+                    "should not move, or give every rate: PerGroup(0.0, 1e-4, 1e-3)"
+                )
+            object.__setattr__(self, field, value)
+
+    def __call__(self, n_groups: int) -> tuple[float, ...]:
+        """One rate a group; the first is `lo` and the last `hi` to the last bit."""
+        n = _at_least_one(n_groups)
+        if n == 1:
+            return (self.hi,)
+        # Weighted like this, the ends are exact and no quotient of the two overflows.
+        return tuple(self.lo ** (1 - i / (n - 1)) * self.hi ** (i / (n - 1)) for i in range(n))
+
+
+@dataclass(frozen=True)
+class LayerDecay:
+    """The head at `lr`, every group before it at `decay` times the rate of the group after it, none below `floor`.
+
+    Layer-wise learning-rate decay (LLRD). The default factor is that of ULMFiT (Howard & Ruder 2018, section 3.2), for
+    a handful of groups. With one group a transformer layer it is closer to 1: 0.8 or 0.9 in ELECTRA (Clark et al. 2020,
+    appendix), and so in BEiT (Bao et al. 2022). `floor` is a rate, not a factor: without it the first of many groups
+    all but stand still.
+
+    >>> LayerDecay(1e-2, decay=0.5)(3)
+    (0.0025, 0.005, 0.01)
+    >>> LayerDecay(1e-2, decay=0.5, floor=4e-3)(3)
+    (0.004, 0.005, 0.01)
+    """
+
+    lr: float
+    decay: float = 1 / 2.6
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("lr", "decay", "floor"):
+            object.__setattr__(self, field, _checked(getattr(self, field), f"LayerDecay's {field}"))
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"LayerDecay's decay is a factor in (0, 1], 1 for equal rates; got {self.decay}")
+        if self.floor > self.lr:
+            raise ValueError(f"LayerDecay's floor is a rate, at most lr={self.lr}; got {self.floor}")
+
+    def __call__(self, n_groups: int) -> tuple[float, ...]:
+        """`max(lr * decay**distance, floor)` for each group, where the head's distance is 0."""
+        n = _at_least_one(n_groups)
+        return tuple(max(self.lr * self.decay**distance, self.floor) for distance in reversed(range(n)))
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class PerGroup:
+    """Every rate by itself, the group nearest the input first; it fits networks of just that many groups.
+
+    >>> PerGroup(0.0, 1e-4, 1e-3)(3)
+    (0.0, 0.0001, 0.001)
+    """
+
+    lrs: tuple[float, ...]
+
+    def __init__(self, *lrs: float) -> None:
+        if not lrs:
+            raise ValueError("PerGroup takes one rate a group and got none: PerGroup(1e-5, 1e-4, 1e-3)")
+        object.__setattr__(self, "lrs", tuple(_checked(lr, f"PerGroup's rate {i}") for i, lr in enumerate(lrs)))
+
+    def __call__(self, n_groups: int) -> tuple[float, ...]:
+        """The rates as given; raises ValueError when there are not `n_groups` of them."""
+        n = _at_least_one(n_groups)
+        if n != len(self.lrs):
+            raise ValueError(
+                f"PerGroup has {len(self.lrs)} rates and there are {n} layer groups. Give one rate a group, "
+                "the head's last, or a policy for any number: LayerDecay(lr), Geometric(lo, hi)"
+            )
+        return self.lrs
+
+    def __repr__(self) -> str:
+        return f"PerGroup({', '.join(map(repr, self.lrs))})"
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The head at `lr`, all groups before it at `lr / body_div`: a single rate when `body_div` is 1.
+
+    `Flat(lr)` is what fastai does with a float, `Flat(lr, body_div=10)` what it does with `slice(lr)`.
+
+    >>> Flat(1e-2)(3), Flat(1e-2, body_div=10)(3)
+    ((0.01, 0.01, 0.01), (0.001, 0.001, 0.01))
+    """
+
+    lr: float
+    body_div: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("lr", "body_div"):
+            object.__setattr__(self, field, _checked(getattr(self, field), f"Flat's {field}"))
+        if self.body_div < 1:
+            raise ValueError(f"Flat's body_div divides the rate of the head, so it is at least 1; got {self.body_div}")
+
+    def __call__(self, n_groups: int) -> tuple[float, ...]:
+        """`lr / body_div` for each group but the last, `lr` for the last."""
+        return (self.lr / self.body_div,) * (_at_least_one(n_groups) - 1) + (self.lr,)
+
+
+Rate: TypeAlias = Geometric | LayerDecay | PerGroup | Flat
+
+
+def as_rate(rate: Rate | float | slice | list[float] | tuple[float, ...]) -> Rate:
+    """The policy meant by what fastai users write for a learning rate; a policy is returned as it is.
+
+    A float is that rate for all groups, a list or tuple one rate a group, and slices mean what they mean in fastai, but
+    for `slice(0, hi)`: fastai takes it for `slice(hi)`, here it is an error.
+
+    >>> as_rate(1e-3), as_rate(slice(1e-3))
+    (Flat(lr=0.001, body_div=1.0), Flat(lr=0.001, body_div=10.0))
+    >>> as_rate(slice(1e-5, 1e-3)), as_rate([1e-4, 1e-3])
+    (Geometric(lo=1e-05, hi=0.001), PerGroup(0.0001, 0.001))
+    """
+    if isinstance(rate, Rate):
+        return rate
+    if isinstance(rate, list | tuple):
+        return PerGroup(*rate)
+    if isinstance(rate, slice):
+        if rate.step is not None or rate.stop is None:
+            raise ValueError(f"a slice of rates is slice(hi) or slice(lo, hi); got {rate}")
+        return Flat(rate.stop, body_div=10) if rate.start is None else Geometric(rate.start, rate.stop)
+    if isinstance(rate, Real) and not isinstance(rate, bool):
+        return Flat(rate)
+    raise TypeError(
+        "a learning rate is a number, slice(hi), slice(lo, hi), a list with one number a group, or a policy such as "
+        f"LayerDecay(1e-3); got {rate!r}"
+    )
+
+
+def _checked(value: Real, what: str) -> float:
+    """`value` as a plain float: `torch.load(weights_only=True)` refuses numpy's in an optimizer state."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{what} is one real number; got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what} is finite and not negative; got {value}")
+    return float(value)
+
+
+def _at_least_one(n_groups: int) -> int:
+    n = operator.index(n_groups)
+    if n < 1:
+        raise ValueError(f"a network has at least one layer group; got n_groups={n}")
+    return n

@@ -1,0 +1,42 @@
+"""Runs of about equal size out of a sequence that is cut only between its members."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def even_cuts(sizes: Sequence[int], n: int) -> list[int]:
+    """Where `n` runs of `sizes` begin such that the largest is as small as can be, and the rest as even as then possible.
+
+    >>> even_cuts([1, 1, 1, 1, 1, 9], 3)
+    [0, 3, 5]
+    """
+    limit = _smallest_largest(sizes, n)
+    sums = [0]
+    for size in sizes:
+        sums.append(sums[-1] + size)
+    # best[j]: the least sum of squares of the runs made so far from the first j members, and their beginnings.
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    for k in range(n):
+        after: dict[int, tuple[int, list[int]]] = {}
+        for i, (cost, cuts) in best.items():
+            for j in range(i + 1, len(sizes) - (n - k - 1) + 1):
+                run = sums[j] - sums[i]
+                if run > limit:
+                    break
+                if j not in after or cost + run * run < after[j][0]:
+                    after[j] = (cost + run * run, [*cuts, i])
+        best = after
+    return best[len(sizes)][1]
+
+
+def _smallest_largest(sizes: Sequence[int], n: int) -> int:
+    """The size of the largest run where it is as small as `n` runs, none of them without a member, allow."""
+    low, high = max(sizes), sum(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        runs, run = 1, 0
+        for size in sizes:
+            runs, run = (runs + 1, size) if run + size > middle else (runs, run + size)
+        low, high = (low, middle) if runs <= n else (middle + 1, high)
+    return low
