@@ -1,0 +1,241 @@
+"""Callbacks that make frozen mean frozen in a fastai `Learner`, and that unfreeze inside one fit.
+
+The switch stays fastai's: `FrozenEval` reads which groups are frozen before each fit, each epoch and each batch, and
+enforces a `FreezeContract` there. It never freezes anything itself and never stops a run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.learner import Learner
+from fastai.optimizer import Lookahead, OptimWrapper
+from torch import nn
+
+from ..freezing import FreezeContract, fix_affine, frozen, hold, leaking_noise, let_go, selected, train_only
+from ..freezing.modes import held_modules
+from ..groups import LayerGroup, SplitError, unwrap
+from ..splitters import layer_groups
+
+
+class FrozenEval(Callback):
+    """Enforce a freeze contract in every fit: what is frozen has no gradient, no optimizer state, no noise, fixed norms.
+
+    Pass it as `cbs=FrozenEval()` to a learner or to one fit, then freeze as ever: `learn.freeze()`,
+    `learn.freeze_to(-2)`, `train_only(groups, "head")`. `requires_grad` of norm parameters is written by the contract and
+    stays written; modes are set before each training epoch and put in order before a batch when something changed them.
+
+    Raises (at the start of a fit):
+        ValueError: a parameter that requires grad is unknown to the optimizer, as after a head was replaced; or this is
+            the learner's second FrozenEval.
+        SplitError: the learner's own splitter does not cover the model exactly once.
+    """
+
+    order, run_valid = TrainEvalCallback.order + 1, False
+
+    def __init__(self, contract: FreezeContract = FreezeContract()) -> None:  # noqa: B008 (a frozen value)
+        if not isinstance(contract, FreezeContract):
+            raise TypeError(f"FrozenEval takes a FreezeContract; {contract!r} came")
+        self.contract = contract
+        self._clear()
+
+    def __repr__(self) -> str:
+        return f"FrozenEval({self.contract})"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "learn" and value is not None and self.learn is not None and self.learn is not value:
+            raise ValueError(
+                "this FrozenEval belongs to another learner already; give each learner its own FrozenEval()"
+            )
+        super().__setattr__(name, value)
+
+    def before_fit(self) -> None:
+        learn = self.learn
+        others = [cb for cb in learn.cbs if isinstance(cb, FrozenEval)]
+        if len(others) > 1:
+            raise ValueError(
+                f"{len(others)} FrozenEvals on one learner: {others}. Keep one (`learn.remove_cb(FrozenEval)` takes all "
+                "away); for another contract in one stage use Stage(contract=...)"
+            )
+        let_go(self._muted)
+        self._clear()
+        try:
+            groups = layer_groups(learn)
+        except SplitError:
+            # before_fit comes before predictions too: those work for any model, so only a fit is stopped.
+            if _only_validates(learn):
+                return
+            raise
+        self._enforce(groups)
+
+    def before_train(self) -> None:
+        groups = layer_groups(self.learn)
+        _check_known(self.learn)
+        self._enforce(groups)
+        self._hold(groups)
+
+    def before_batch(self) -> None:
+        if self._state != tuple(p.requires_grad for p in self._params):
+            groups = layer_groups(self.learn)
+            self._enforce(groups)
+            self._hold(groups)
+        elif any(m.training for m in self._still):
+            # Somebody validated or called `model.train()` inside the epoch.
+            hold(self._held)
+        if not self._looked:
+            self._looked = True
+            self._look_for_noise()
+
+    def before_step(self) -> None:
+        # What was frozen since the forward: momentum must not carry it on.
+        for p in self._params:
+            if p.grad is not None and not p.requires_grad:
+                p.grad = None
+
+    def after_train(self) -> None:
+        let_go(self._muted)
+
+    def after_fit(self) -> None:
+        let_go(self._muted)
+        self._clear()
+
+    def _clear(self) -> None:
+        """What one fit remembers, so that each batch asks as little as possible."""
+        self._muted: list = []
+        self._held: list[tuple[str, nn.Module]] = []
+        self._still: list[nn.Module] = []
+        self._params: list[nn.Parameter] = []
+        self._state: tuple[bool, ...] = ()
+        self._looked = False
+
+    def _enforce(self, groups: tuple[LayerGroup, ...]) -> None:
+        """The contract on parameters; on the optimizer too, where there is one yet."""
+        fix_affine(groups, trained=self.contract.norm_affine == "trained")
+        self._params = [p for g in groups for p in g.params()]
+        self._state = tuple(p.requires_grad for p in self._params)
+        if self.learn.opt is not None:
+            forget_frozen(self.learn.opt)
+            _tell_frozen_idx(self.learn.opt, frozen(groups))
+
+    def _hold(self, groups: tuple[LayerGroup, ...]) -> None:
+        let_go(self._muted)
+        now = held_modules(groups, self.contract, frozen(groups))
+        released = {id(m) for _, m in self._held} - {id(m) for _, m in now}
+        for _, module in self._held:
+            if id(module) in released:
+                module.training = True
+        self._held = now
+        self._muted = hold(now)
+        self._still = [m for _, m in now if not m.training]
+
+    def _look_for_noise(self) -> None:
+        if self.contract.hold_noise == "nowhere":
+            return
+        groups = layer_groups(self.learn)
+        name = leaking_noise(unwrap(self.learn.model), groups, frozen(groups), tuple(self.learn.xb))
+        if name is not None:
+            warnings.warn(
+                f"{name} makes noise inside the frozen layers: it holds layers that train as well, so it stays in training "
+                "mode. Set its own dropout or layer dropout to 0 where you want frozen layers exact",
+                stacklevel=2,
+            )
+
+
+class UnfreezeAt(Callback):
+    """Freeze at the start and unfreeze inside one fit: `{epoch: which groups train from then on}`, epochs from 0.
+
+    `which` is spelled as everywhere: `-k` the last `k` groups, `0` or `"all"`, a name or a tuple of names. Groups that
+    train already keep their optimizer state, a newly trained group starts fresh. Use it beside a `FrozenEval`, which
+    holds the frozen rest still. One fit a stage (`fit_plan`) is the safe form for distributed training.
+
+    Raises (before anything is trained):
+        TypeError, ValueError: no epochs, an epoch that is no integer >= 0, or a selection that the groups refuse.
+
+    >>> UnfreezeAt({0: -1, 3: -3, 5: 0})
+    UnfreezeAt({0: -1, 3: -3, 5: 0})
+    """
+
+    order, run_valid = TrainEvalCallback.order + 1, False
+
+    def __init__(self, epochs: Mapping[int, int | str | tuple[str, ...]]) -> None:
+        wanted = "UnfreezeAt takes {epoch: which groups train from then on}, such as {0: -1, 3: 0}"
+        if not isinstance(epochs, Mapping) or not epochs:
+            raise TypeError(f"{wanted}; {epochs!r} came")
+        for epoch in epochs:
+            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+                raise ValueError(f"{wanted}, with epochs counted from 0; the epoch {epoch!r} came")
+        self.epochs = dict(epochs)
+
+    def __repr__(self) -> str:
+        return f"UnfreezeAt({self.epochs})"
+
+    def before_fit(self) -> None:
+        if _only_validates(self.learn):
+            return
+        names = [g.name for g in layer_groups(self.learn)]
+        for which in self.epochs.values():
+            selected(names, which)
+        if 0 in self.epochs:
+            self._select(self.epochs[0])
+
+    def before_epoch(self) -> None:
+        if self.learn.epoch not in self.epochs or _only_validates(self.learn):
+            return
+        if self.learn.epoch and isinstance(self.learn.model, nn.parallel.DistributedDataParallel):
+            raise RuntimeError(
+                "changing what trains inside a distributed fit leaves the processes out of step; call one fit a stage, "
+                "for example with fit_plan"
+            )
+        self._select(self.epochs[self.learn.epoch])
+
+    def _select(self, which: int | str | tuple[str, ...]) -> None:
+        train_only(layer_groups(self.learn), which)
+        forget_frozen(self.learn.opt)
+
+
+def forget_frozen(opt) -> None:
+    """Drop gradient and optimizer state of every parameter that does not require grad, in place, all others' kept.
+
+    fastai steps every parameter whose `.grad` is not None, zeros included, so weight decay and momentum would carry a
+    frozen weight on. Of its state the keys `force_train` and `do_wd` stay, as in fastai's `clear_state`. Slow weights of
+    `Lookahead` are copied from the live ones.
+    """
+    if isinstance(opt, Lookahead) and opt.slow_weights is not None:
+        for slow, fast in zip(opt.slow_weights, opt.param_lists, strict=True):
+            for s, p in zip(slow, fast, strict=True):
+                if not p.requires_grad:
+                    s.data.copy_(p.data)
+    while isinstance(opt, Lookahead):
+        opt = opt.opt
+    for p in (p for ps in opt.param_lists for p in ps if not p.requires_grad):
+        p.grad = None
+        if isinstance(opt, OptimWrapper):
+            opt.opt.state.pop(p, None)
+        elif p in opt.state:
+            # A fresh dict: after a load fastai's state is no defaultdict, so the entry must stay.
+            opt.state[p] = {k: v for k, v in opt.state[p].items() if k in opt._keep_on_clear}
+
+
+def _check_known(learn: Learner) -> None:
+    known = {id(p) for ps in learn.opt.param_lists for p in ps}
+    lost = [n for n, p in learn.model.named_parameters() if p.requires_grad and id(p) not in known]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ValueError(
+            f"{', '.join(lost[:3])}{more} would not train: the optimizer was made before they were part of the model. "
+            "Call learn.create_opt() after replacing a head or a splitter"
+        )
+
+
+def _tell_frozen_idx(opt, states: tuple[bool, ...]) -> None:
+    """`learn.summary()` reads `frozen_idx`; only a frozen prefix can be told by one number."""
+    n = sum(states)
+    if len(states) == len(opt.param_lists) and all(states[:n]):
+        opt.frozen_idx = n
+
+
+def _only_validates(learn: Learner) -> bool:
+    # validate, get_preds and predict fire before_fit and before_epoch as well; fastai holds this lock only around them.
+    return learn.lock.locked()

@@ -1,0 +1,19 @@
+"""Freezing: which groups train, what a frozen group holds still, and the proof that it did.
+
+Frozen is read, not remembered: a group is frozen when none of its parameters outside normalisation layers requires
+grad, so plain fastai calls (`learn.freeze()`, `learn.freeze_to(-2)`, `learn.unfreeze()`) stay the switch.
+"""
+
+from .contract import FreezeContract as FreezeContract
+from .contract import held as held
+from .fingerprints import changed as changed
+from .fingerprints import fingerprints as fingerprints
+from .modes import hold as hold
+from .modes import keeps_flag as keeps_flag
+from .modes import let_go as let_go
+from .modes import own_noise as own_noise
+from .noise import leaking_noise as leaking_noise
+from .selection import fix_affine as fix_affine
+from .selection import frozen as frozen
+from .selection import selected as selected
+from .selection import train_only as train_only

@@ -1,0 +1,166 @@
+"""Reports: what a learner's layer groups are and what training will do to each, as a table that prints itself."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .freezing import FreezeContract, frozen, held, keeps_flag, own_noise
+from .groups import LayerGroup, is_norm, parent_name
+from .splitters import Splitter, layer_groups
+
+_COLUMNS = ("group", "modules", "parameters", "state", "lr", "norm layers", "noise")
+_RIGHT = {"parameters", "lr"}
+_NOTHING_HELD = FreezeContract("trained", "nowhere", "nowhere")
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One layer group: what is in it, and its norm and noise state as the next training step will find them."""
+
+    group: str
+    modules: str
+    parameters: int
+    trainable: int
+    state: str
+    lr: float | None
+    norm: str
+    noise: str
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of the table's columns."""
+        lr = "-" if self.lr is None else f"{self.lr:.2g}"
+        return self.group, self.modules, f"{self.parameters:,}", self.state, lr, self.norm, self.noise
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """The rows of `group_table`: prints as text in a terminal, shows as HTML in a notebook."""
+
+    rows: tuple[GroupRow, ...]
+    note: str
+
+    def __str__(self) -> str:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in _COLUMNS:
+            table.add_column(name, justify="right" if name in _RIGHT else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row.cells())
+        out = io.StringIO()
+        Console(file=out, width=shutil.get_terminal_size((120, 24)).columns).print(table)
+        lines = [line.rstrip() for line in out.getvalue().strip("\n").splitlines()]
+        return "\n".join([*lines, self.summary()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        frame = pd.DataFrame([r.cells() for r in self.rows], columns=list(_COLUMNS))
+        return f"{frame.to_html(index=False, border=0)}<p>{self.summary()}</p>"
+
+    def summary(self) -> str:
+        """The totals, and what the table takes for granted."""
+        total, trainable = sum(r.parameters for r in self.rows), sum(r.trainable for r in self.rows)
+        share = f"{trainable:,} of {total:,} parameters train ({trainable / total:.1%})"
+        return f"{len(self.rows)} layer groups; {share}. {self.note}"
+
+
+def group_table(learn_or_model, splitter: Splitter | None = None, *, lr: Sequence[float] | None = None) -> GroupTable:
+    """The layer groups of a learner or a network, each with what the next training step will do to it.
+
+    Norm and noise are shown as they will be under the contract of the learner's `FrozenEval`. The learning rates are
+    `lr`, one float a group as `lrs(learn, rate)` returns them, or else those in the optimizer now.
+
+    Raises:
+        SplitError: the groups do not cover the network exactly once.
+        ValueError: `lr` does not hold one rate a group.
+    """
+    groups = layer_groups(learn_or_model, splitter)
+    contract, rates = None, (None,) * len(groups)
+    if not isinstance(learn_or_model, nn.Module):
+        contract, rates = _contract(learn_or_model), _rates_now(learn_or_model, len(groups))
+    rates = rates if lr is None else tuple(lr)
+    if len(rates) != len(groups):
+        names = ", ".join(g.name for g in groups)
+        raise ValueError(f"{len(rates)} rates came for {len(groups)} layer groups: {names}")
+    note = "No FrozenEval: norm layers and noise follow the training mode." if contract is None else f"{contract}."
+    contract = contract or _NOTHING_HELD
+    states = frozen(groups)
+    stats, noise = held(contract.hold_stats, states), held(contract.hold_noise, states)
+    rows = []
+    for i, group in enumerate(groups):
+        trainable = _trainable(group, states[i], contract)
+        rows.append(
+            GroupRow(
+                group=group.name,
+                modules=_modules(group),
+                parameters=sum(p.numel() for p in group.params()),
+                trainable=sum(p.numel() for p in trainable),
+                state=_state(group, states[i]),
+                lr=rates[i],
+                norm=_norm(group, stats[i], trainable),
+                noise=_noise(group, noise[i]),
+            )
+        )
+    return GroupTable(tuple(rows), note)
+
+
+def _contract(learn) -> FreezeContract | None:
+    contracts = (vars(cb).get("contract") for cb in learn.cbs)
+    return next((c for c in contracts if isinstance(c, FreezeContract)), None)
+
+
+def _rates_now(learn, n_groups: int) -> tuple[float | None, ...]:
+    if learn.opt is None or len(learn.opt.hypers) != n_groups:
+        return (None,) * n_groups
+    return tuple(float(h["lr"]) for h in learn.opt.hypers)
+
+
+def _trainable(group: LayerGroup, is_frozen: bool, contract: FreezeContract) -> list[nn.Parameter]:
+    """What will require grad: the contract decides for the norms of a frozen group."""
+    if not is_frozen or contract is _NOTHING_HELD:
+        return [p for p in group.params() if p.requires_grad]
+    return group.norm_params() if contract.norm_affine == "trained" else []
+
+
+def _modules(group: LayerGroup) -> str:
+    names = list(group.outermost()) or [n for n, _ in group.named_params()]
+    text = names[0] if len(names) == 1 else f"{names[0]}..{names[-1].removeprefix(parent_name(names[0]) + '.')}"
+    ties = [f"{here} also {there}" for here, there in group.tied.items()]
+    return f"{text} (tied: {', '.join(ties)})" if ties else text
+
+
+def _state(group: LayerGroup, is_frozen: bool) -> str:
+    off = [p for p in group.other_params() if not p.requires_grad]
+    if is_frozen:
+        return "frozen"
+    return f"trained, but {len(off)} tensors" if off else "trained"
+
+
+def _norm(group: LayerGroup, stats_held: bool, trainable: list[nn.Parameter]) -> str:
+    norms = [m for m in group.modules.values() if is_norm(m)]
+    if not norms:
+        return "-"
+    words = []
+    if any(isinstance(m, _NormBase) and m.track_running_stats for m in norms):
+        words.append("statistics held" if stats_held else "statistics move")
+    affine = group.norm_params()
+    if affine:
+        ids = {id(p) for p in trainable}
+        words.append("affine trained" if any(id(p) in ids for p in affine) else "affine fixed")
+    return f"{len(norms)}: {', '.join(words) or 'no parameters'}"
+
+
+def _noise(group: LayerGroup, noise_held: bool) -> str:
+    makers = [m for m in group.modules.values() if own_noise(m)]
+    kept = sum(noise_held and keeps_flag(m) for m in group.modules.values())
+    flags = f" ({kept} in training mode, silenced)" if kept else ""
+    return f"{len(makers)} {'off' if noise_held else 'on'}{flags}" if makers or kept else "-"
