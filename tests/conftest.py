@@ -1,10 +1,13 @@
 """What every test shares: one torch thread, plots without a screen, and a tiny network with all that can move."""
 
+import os
+
 import matplotlib
 import pytest
 import torch
 from torch import nn
 
+os.environ["COLUMNS"] = "120"  # the width of printed tables; without it, workers of pytest-xdist may find 80
 matplotlib.use("Agg")
 torch.set_num_threads(1)
 
