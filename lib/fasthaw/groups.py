@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import UninitializedTensorMixin
 
 UNLISTED = "unlisted"
 _TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -101,6 +102,15 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def check_parameters(model: nn.Module) -> None:
+    """Raises SplitError for a model without parameters, and for one with a lazy layer that has not met its input yet."""
+    if next(model.parameters(), None) is None:
+        raise SplitError(f"{type(model).__name__} has no parameters, so there is nothing to divide into layer groups")
+    if any(isinstance(p, UninitializedTensorMixin) for p in model.parameters()):
+        lazy = next(n for n, p in model.named_parameters() if isinstance(p, UninitializedTensorMixin))
+        raise SplitError(f"{lazy} has no shape yet (a lazy layer): send one batch through the model first")
+
+
 def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) -> tuple[LayerGroup, ...]:
     """Groups `names`, where `place` says for each leaf module (a module without children) the index of its group.
 
@@ -110,8 +120,7 @@ def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) 
     Raises:
         SplitError: the model has no parameters, or a group has none of its own.
     """
-    if next(model.parameters(), None) is None:
-        raise SplitError(f"{type(model).__name__} has no parameters, so there is nothing to divide into layer groups")
+    check_parameters(model)
     names, place = list(names), dict(place)
     while True:
         groups = _build(model, names, place, {})
@@ -143,7 +152,7 @@ def groups_of_lists(model: nn.Module, lists: Iterable[Iterable[nn.Parameter]]) -
     unknown = [n for n in missing if named[n].requires_grad]
     if unknown:
         raise SplitError(
-            f"{len(unknown)} parameters require grad but are in no parameter group: {_some(unknown)}. Return them from "
+            f"{len(unknown)} parameters require grad but are in no parameter group: {some_of(unknown)}. Return them from "
             "the splitter, and make a new optimizer (`learn.create_opt()`) after a part of the model was replaced"
         )
     names = [f"group{i}" for i in range(len(lists))]
@@ -265,12 +274,12 @@ def _check_not_empty(model: nn.Module, groups: tuple[LayerGroup, ...]) -> None:
             continue
         shared = [f"{n} (also {o})" for g in groups for o, n in g.tied.items() if parent_name(n) in group.modules]
         why = (
-            f"all it has is tied to an earlier group: {_some(shared)}" if shared else f"modules: {_some(group.modules)}"
+            f"all it has is tied to an earlier group: {some_of(shared)}" if shared else f"modules: {some_of(group.modules)}"
         )
         raise SplitError(f"layer group {group.name!r} of {type(model).__name__} has no parameters of its own; {why}")
 
 
-def _some(names: Iterable[str], most: int = 5) -> str:
+def some_of(names: Iterable[str], most: int = 5) -> str:
     """The first few names, and how many more there are, for an error message."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

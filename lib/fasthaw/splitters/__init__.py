@@ -6,46 +6,65 @@ head cannot make it stale. What a network's stages, blocks and head are is decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+import re
+from dataclasses import dataclass, replace
 
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
 
-from ..groups import LayerGroup, SplitError, groups_of_lists, partition, unwrap
-from .names import readable, run_name
-from .outline import Cell, Outline, outline
-from .tree import Node
+from ..groups import LayerGroup, SplitError, check_parameters, groups_of_lists, partition, unwrap
+from .order import execution_order, out_of_order
+from .ways import WAYS
 
-__all__ = ["Splitter", "split_at", "split_stages", "layer_groups"]
-
-Groups = tuple[list[str], dict[str, int]]
+__all__ = [
+    "Splitter",
+    "split_stages",
+    "split_blocks",
+    "split_even",
+    "split_at",
+    "split_by",
+    "execution_order",
+    "out_of_order",
+    "layer_groups",
+]
 
 
 @dataclass(frozen=True, repr=False)
 class Splitter:
-    """How to divide a network; made by the functions below. Called, it returns fastai's lists of parameters."""
+    """How to divide a network; made by the functions below. Called, it returns fastai's lists of parameters.
 
-    by: str
+    `order` names the modules without children as they run, where they are registered in another order.
+    """
+
+    way: str
     args: tuple = ()
+    order: tuple[str, ...] = ()
 
-    def groups(self, model: nn.Module) -> tuple[LayerGroup, ...]:
+    def groups(self, model: nn.Module, *, sample: object = None) -> tuple[LayerGroup, ...]:
         """The layer groups of `model`, worked out anew; wrappers such as `DistributedDataParallel` are seen through.
+
+        Modules are taken to run in the order in which they are registered. With `sample`, an input or a tuple or dict of
+        them, the model runs once and the order is that of the calls; `in_order` keeps it in the splitter.
 
         Raises:
             SplitError: the model cannot be divided so; the message says what is missing, doubled, empty or out of order.
         """
         model = unwrap(model)
-        _check_initialised(model)
-        return partition(model, *_WAYS[self.by](model, *self.args))
+        check_parameters(model)
+        order = self.order if sample is None else execution_order(model, sample)
+        names, place = WAYS[self.way](model, _leaves(model, order), *self.args)
+        return partition(model, names, place)
+
+    def in_order(self, order: tuple[str, ...]) -> Splitter:
+        """This splitter for modules that run in `order`, as `execution_order` returns it."""
+        return replace(self, order=tuple(order))
 
     def __call__(self, model: nn.Module) -> list[list[nn.Parameter]]:
         """The parameters of each group, for `Learner(splitter=...)`."""
         return [g.params() for g in self.groups(model)]
 
     def __repr__(self) -> str:
-        return f"split_{self.by}({', '.join(map(repr, self.args))})"
+        args = [f"{n}={p!r}" for n, p in self.args] if self.way == "by" else map(repr, self.args)
+        return f"split_{self.way}({', '.join(args)})" + (f".in_order({self.order!r})" if self.order else "")
 
 
 def split_stages() -> Splitter:
@@ -56,6 +75,30 @@ def split_stages() -> Splitter:
     ['stage1', 'stage2', 'head']
     """
     return Splitter("stages")
+
+
+def split_blocks() -> Splitter:
+    """One group a residual block or transformer layer, after the `stem` and before the `head`.
+
+    >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2) for _ in range(3)), nn.Linear(8, 2))
+    >>> [g.name for g in split_blocks().groups(net)]
+    ['block1', 'block2', 'block3', 'head']
+    """
+    return Splitter("blocks")
+
+
+def split_even(n: int) -> Splitter:
+    """The head alone, and before it `n - 1` groups of about equal parameter count, cut only between blocks.
+
+    The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.
+
+    >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2) for _ in range(6)), nn.Linear(8, 2))
+    >>> [g.name for g in split_even(4).groups(net)]
+    ['part1', 'part2', 'part3', 'head']
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise ValueError(f"split_even wants a number of groups from 2 on; it got {n!r}")
+    return Splitter("even", (n,))
 
 
 def split_at(*module_names: str) -> Splitter:
@@ -70,11 +113,31 @@ def split_at(*module_names: str) -> Splitter:
     return Splitter("at", module_names)
 
 
+def split_by(**patterns: str) -> Splitter:
+    """A group a pattern, in order: what a regular expression matches in full, a module's dotted name, is in its group.
+
+    What is inside a matched module is matched with it. A module without parameters that no pattern matches joins the
+    group before it; one with parameters is an error, as is one that two patterns match.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+    >>> [len(g.params()) for g in split_by(body="[0-2]", head="4").groups(net)]
+    [4, 2]
+    """
+    if not patterns:
+        raise TypeError("split_by wants patterns such as split_by(body=r'conv1|bn1|layer\\d', head='fc')")
+    for name, pattern in patterns.items():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from error
+    return Splitter("by", tuple(patterns.items()))
+
+
 def layer_groups(learn_or_model, splitter: Splitter | None = None) -> tuple[LayerGroup, ...]:
     """The layer groups of a learner or a network.
 
-    Those of `splitter`, else of the learner's own where it is one of ours, else those that the learner's optimizer has, or
-    that its splitter makes where it has none yet. A network alone is divided by `split_stages()`.
+    Those of `splitter`, else of the learner's own where it is one of ours, else those that the learner's optimizer has,
+    or that its splitter makes where it has none yet. A network alone is divided by `split_stages()`.
 
     Raises:
         SplitError: the groups do not cover the network exactly once.
@@ -89,85 +152,15 @@ def layer_groups(learn_or_model, splitter: Splitter | None = None) -> tuple[Laye
     return groups_of_lists(model, splitter(model) if learn.opt is None else learn.opt.param_lists)
 
 
-def _at(model: nn.Module, *boundaries: str) -> Groups:
-    modules = dict(model.named_modules(remove_duplicate=False))
+def _leaves(model: nn.Module, order: tuple[str, ...]) -> list[str]:
+    """The names of the modules without children, as they run."""
     leaves = [n for n, m in model.named_modules() if not m._modules]
-    position = {id(modules[n]): i for i, n in enumerate(leaves)}
-    first_leaf: dict[str, int] = {}
-    for name in boundaries:
-        if name not in modules:
-            raise SplitError(f"{type(model).__name__} has no module {name!r}{_near(name, modules)}")
-        if name in first_leaf:
-            raise SplitError(f"{name!r} is named twice as a boundary; name it once")
-        inside = [position[id(m)] for m in modules[name].modules() if id(m) in position]
-        first_leaf[name] = min(inside)
-    _check_order(first_leaf)
-    cuts = list(first_leaf.values())
-    place = {n: sum(cut <= i for cut in cuts) for i, n in enumerate(leaves)}
-    before = leaves[: cuts[0]]
-    if not before or not any(p is not None for n in before for p in modules[n]._parameters.values()):
-        return list(boundaries), {n: max(i - 1, 0) for n, i in place.items()}
-    return ["stem", *boundaries], place
-
-
-def _check_order(first_leaf: dict[str, int]) -> None:
-    pairs = list(first_leaf.items())
-    for (a, i), (b, j) in zip(pairs, pairs[1:], strict=False):
-        if i == j:
-            raise SplitError(
-                f"{a!r} and {b!r} begin at the same layer, so the group {a!r} would be empty; name one of them"
-            )
-        if i > j:
-            right = ", ".join(repr(n) for n in sorted(first_leaf, key=first_leaf.__getitem__))
-            raise SplitError(f"boundaries out of order: {b!r} comes before {a!r} in the network; use split_at({right})")
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    near = get_close_matches(name, [n for n in names if n], n=3)
-    near = near or [n for n in names if n and n.rpartition(".")[2] == name.rpartition(".")[2]][:3]
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; its parts are {', '.join(n for n in names if n and '.' not in n)}"
-
-
-def _by_stages(model: nn.Module) -> Groups:
-    parts = outline(model)
-    return _around(model, parts, parts.stages, "stage")
-
-
-def _around(model: nn.Module, parts: Outline, runs: Sequence[Sequence[Cell]], plain: str) -> Groups:
-    """Stem and head around the runs of blocks; an error where that leaves one group."""
-    groups = [[leaf for cell in run for leaf in cell.leaves] for run in runs]
-    filled = _filled(parts.tree, groups)
-    names = readable([run_name([c.block.name for c in run], filled[i]) for i, run in enumerate(runs)], plain)
-    if parts.stem:
-        names, groups = ["stem", *names], [parts.stem, *groups]
-    if parts.head:
-        names, groups = [*names, "head"], [*groups, parts.head]
-    if len(groups) < 2:
-        seen = ", ".join(n for n, _ in model.named_children()) or "no children"
+    if not order:
+        return leaves
+    odd = sorted(set(order) ^ set(leaves))
+    if odd:
         raise SplitError(
-            f"no stages were found in {type(model).__name__} ({seen}): it would be a single group. Name the modules that "
-            "open a group yourself: split_at('module', ...)"
+            f"the order of this splitter is that of another network: {', '.join(odd[:5])} is not in both. Take it anew: "
+            "splitter.in_order(execution_order(model, sample))"
         )
-    return names, {leaf: i for i, leaves in enumerate(groups) for leaf in leaves}
-
-
-def _filled(whole: Node, groups: Sequence[Sequence[str]]) -> list[set[str]]:
-    """For each group, the names of the modules all of whose leaves are in it."""
-    place = {leaf: i for i, leaves in enumerate(groups) for leaf in leaves}
-    filled: list[set[str]] = [set() for _ in groups]
-    for node in whole.walk():
-        inside = {place.get(leaf) for leaf in node.leaves}
-        if len(inside) == 1 and None not in inside and node.name:
-            filled[inside.pop()].add(node.name)
-    return filled
-
-
-def _check_initialised(model: nn.Module) -> None:
-    lazy = [n for n, p in model.named_parameters() if isinstance(p, UninitializedTensorMixin)]
-    if lazy:
-        raise SplitError(f"{lazy[0]} has no shape yet (a lazy layer): send one batch through the model first")
-
-
-_WAYS: dict[str, Callable[..., Groups]] = {"stages": _by_stages, "at": _at}
+    return list(order)

@@ -9,7 +9,7 @@ Structure cannot tell which layers of a classifier are new, so the first of thes
 4. torchvision's published weights cover all but the last layer (VGG's and AlexNet's `classifier.6`), and the auxiliary
    classifiers beside it;
 5. else the last child of the network: a layer with those parallel to it, or a container whole, less the norm layers it
-   opens with. A norm layer, or a child that holds repeated blocks, is no head.
+   opens with. A norm layer is no head, nor is a child that holds repeated blocks unless a linear layer ends it.
 """
 
 from __future__ import annotations
@@ -97,8 +97,10 @@ def _is_aux(child: Node, layer: Node, head: Node) -> bool:
 
 
 def _by_structure(top: Node, kids: list[Node], shapes: Shapes) -> tuple[str, ...]:
-    if len(kids) < 2 or is_norm(kids[-1].module) or shapes.has_chain(kids[-1]):
+    if len(kids) < 2 or is_norm(kids[-1].module):
         return ()
+    if shapes.has_chain(kids[-1]):
+        return _single_layer_at_the_end(kids[-1])
     if not kids[-1].children:
         return _with_noise_before(top, _parallel(kids))
     layers = [n for n in kids[-1].walk() if not n.children]
@@ -106,6 +108,15 @@ def _by_structure(top: Node, kids: list[Node], shapes: Shapes) -> tuple[str, ...
     if any(n.size for n in layers[:first]):
         return tuple(n.name for n in layers[first:])
     return kids[-1].leaves
+
+
+def _single_layer_at_the_end(chain: Node) -> tuple[str, ...]:
+    """The last member of a chain where all it has is a linear layer, as in fastai's `TabularModel`."""
+    last = chain
+    while last.plain:
+        last = [c for c in last.children if c.size][-1]
+    layers = [n.module for n in last.walk() if not n.children and n.size]
+    return last.leaves if len(layers) == 1 and isinstance(layers[0], nn.Linear) else ()
 
 
 def _parallel(kids: list[Node]) -> list[Node]:
@@ -129,7 +140,9 @@ def _with_noise_before(top: Node, heads: list[Node]) -> tuple[str, ...]:
     if not heads:
         return ()
     chosen = {leaf for n in heads for leaf in n.leaves}
-    path = [n for n in top.walk() if n is top or f"{heads[-1].name}.".startswith(f"{n.name}.")]
+    path = [top]
+    while path[-1] is not heads[-1]:
+        path.append(next(c for c in path[-1].children if heads[-1].leaves[0] in c.leaves))
     before = True
     for inner, node in zip(reversed(path[1:]), reversed(path[:-1]), strict=True):
         at = node.children.index(inner)

@@ -16,18 +16,22 @@ def run_name(blocks: Sequence[str], whole: Collection[str]) -> str:
     >>> run_name(["layer1.0", "layer1.1"], whole=["layer1", "layer1.0", "layer1.1"])
     'layer1'
     """
-    first, last = blocks[0], blocks[-1]
-    shared = first if first == last else parent_name(first)
-    while shared and not (f"{last}.").startswith(f"{shared}."):
+    first, last = (_filled_by(n, whole) for n in (blocks[0], blocks[-1]))
+    if first == last:
+        return first
+    shared = parent_name(first)
+    while shared and not last.startswith(f"{shared}."):
         shared = parent_name(shared)
-    if shared in whole or first == last:
-        while parent_name(shared) in whole:
-            shared = parent_name(shared)
-        return shared
     tail = last[len(shared) + 1 :] if shared else last
     stem, number = re.fullmatch(r"(.*?)(\d*)", tail).groups()
     front = f"{shared}.{stem}" if shared else stem
     return f"{first}-{number}" if number and re.fullmatch(re.escape(front) + r"\d+", first) else f"{first}-{tail}"
+
+
+def _filled_by(name: str, whole: Collection[str]) -> str:
+    while parent_name(name) in whole:
+        name = parent_name(name)
+    return name
 
 
 def readable(names: Sequence[str], plain: str) -> list[str]:

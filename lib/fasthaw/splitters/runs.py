@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def even_cuts(sizes: Sequence[int], n: int) -> list[int]:
-    """Where `n` runs of `sizes` begin such that the largest is as small as can be, and the rest as even as then possible.
+def evenly(members: Sequence[T], sizes: Sequence[int], n: int) -> list[list[T]]:
+    """`n` runs of `members`, the largest as small as can be and the rest as even as that allows.
 
-    >>> even_cuts([1, 1, 1, 1, 1, 9], 3)
-    [0, 3, 5]
+    >>> evenly("abcdef", [1, 1, 1, 1, 1, 9], 3)
+    [['a', 'b'], ['c', 'd', 'e'], ['f']]
     """
+    cuts = [*_cuts(sizes, n), len(sizes)]
+    return [list(members[a:b]) for a, b in pairwise(cuts)]
+
+
+def _cuts(sizes: Sequence[int], n: int) -> list[int]:
     limit = _smallest_largest(sizes, n)
     sums = [0]
     for size in sizes:

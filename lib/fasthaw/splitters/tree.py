@@ -8,11 +8,13 @@ or a class of its own around one of those (`ConvNeXtStage`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 
 from torch import nn
 
+_MOST_STAGES = 8  # a class of which there are more is a block, even if blocks seem to stand inside
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -45,35 +47,100 @@ class Node:
         return ("run of", max(self.children, key=lambda c: c.size).kind) if self.plain else type(self.module)
 
 
-def tree(model: nn.Module, without: Collection[str] = ()) -> Node | None:
-    """The tree of `model` less the leaves named in `without`; a module or parameter met twice counts where it is first."""
-    return _node("", model, frozenset(without), set(), set())
+def tree(model: nn.Module) -> Node:
+    """The tree of `model`; a module or parameter met twice counts where it is first."""
+    return _node("", model, set(), set())
 
 
-def _node(name: str, module: nn.Module, without: frozenset[str], modules: set[int], params: set[int]) -> Node | None:
+def _node(name: str, module: nn.Module, modules: set[int], params: set[int]) -> Node | None:
     if id(module) in modules:
         return None
     modules.add(id(module))
-    own = [p for p in module._parameters.values() if p is not None and name not in without]
-    # A parametrised layer keeps its weight in children; it is a layer all the same.
-    layered = "parametrizations" in module._modules
+    own = [p for p in module._parameters.values() if p is not None]
     size = sum(p.numel() for p in own if id(p) not in params)
-    params |= {id(p) for p in own}
+    params.update(map(id, own))
     prefix = f"{name}." if name else ""
-    kids = [_node(prefix + n, m, without, modules, params) for n, m in module._modules.items() if m is not None]
+    kids = [_node(prefix + n, m, modules, params) for n, m in module._modules.items() if m is not None]
     kids = [k for k in kids if k is not None]
-    leaves = tuple(leaf for k in kids for leaf in k.leaves) if module._modules else (() if name in without else (name,))
-    if not leaves:
-        return None
     widths = [k.width for k in kids if k.width] or [p.shape[0] for p in own if p.ndim]
     return Node(
         name=name,
         module=module,
-        children=() if layered else tuple(kids),
-        leaves=leaves,
+        # A parametrised layer keeps its weight in children; it is a layer all the same.
+        children=() if "parametrizations" in module._modules else tuple(kids),
+        leaves=tuple(leaf for k in kids for leaf in k.leaves) if module._modules else (name,),
         size=size + sum(k.size for k in kids),
         weights=sum(p.ndim > 1 for p in own) + sum(k.weights for k in kids),
         width=widths[-1] if widths else 0,
+    )
+
+
+def without(node: Node, leaves: Collection[str]) -> Node | None:
+    """The tree less `leaves` and what holds nothing but those."""
+    left = tuple(leaf for leaf in node.leaves if leaf not in leaves)
+    if len(left) == len(node.leaves):
+        return node
+    if not left:
+        return None
+    kids = tuple(k for c in node.children if (k := without(c, leaves)))
+    return replace(
+        node,
+        children=kids,
+        leaves=left,
+        size=node.size - sum(c.size for c in node.children) + sum(k.size for k in kids),
+        weights=node.weights - sum(c.weights for c in node.children) + sum(k.weights for k in kids),
+        width=next((k.width for k in reversed(kids) if k.width), 0),
+    )
+
+
+def in_order(root: Node | None, leaves: Sequence[str]) -> Node | None:
+    """The tree with its nodes in the order in which `leaves` run.
+
+    Where siblings run in turns, bare containers are dissolved (lists that are walked side by side), and what still runs
+    while a larger sibling does (an encoding shared by its blocks) becomes part of that.
+    """
+    rank = {leaf: i for i, leaf in enumerate(leaves)}
+    if root is None or all(rank[a] < rank[b] for a, b in pairwise(root.leaves)):
+        return root
+    spans = {id(n): (min(at), max(at)) for n in root.walk() if (at := [rank[leaf] for leaf in _weighty(n)])}
+    return _sorted(root, rank, spans)
+
+
+def _sorted(node: Node, rank: Mapping[str, int], spans: dict[int, tuple[int, int]]) -> Node:
+    kids = list(node.children)
+    while mixed := {id(c) for c in kids if c.plain and any(_meet(c, other, spans) for other in kids)}:
+        kids = [part for c in kids for part in (c.children if id(c) in mixed else (c,))]
+    while pair := next(((a, b) for a, b in combinations(kids, 2) if _meet(a, b, spans)), None):
+        small, large = sorted(pair, key=lambda c: c.size)
+        joined = _joined(large, small)
+        (a, b), (c, d) = spans[id(small)], spans[id(large)]
+        spans[id(joined)] = min(a, c), max(b, d)
+        kids = [joined if c is large else c for c in kids if c is not small]
+    kids = [_sorted(c, rank, spans) for c in kids]
+    kids.sort(key=lambda c: min(rank[leaf] for leaf in (_weighty(c) or c.leaves)))
+    leaves = tuple(leaf for c in kids for leaf in c.leaves) if kids else node.leaves
+    return replace(node, children=tuple(kids), leaves=leaves)
+
+
+def _weighty(node: Node) -> list[str]:
+    """The leaves that have parameters: others may be called anywhere, or more than once."""
+    return [leaf for n in node.walk() if not n.children and n.size for leaf in n.leaves]
+
+
+def _meet(a: Node, b: Node, spans: Mapping[int, tuple[int, int]]) -> bool:
+    if a is b or id(a) not in spans or id(b) not in spans:
+        return False
+    (start, end), (other_start, other_end) = spans[id(a)], spans[id(b)]
+    return start < other_end and other_start < end
+
+
+def _joined(large: Node, small: Node) -> Node:
+    return replace(
+        large,
+        children=(*large.children, small),
+        leaves=large.leaves + small.leaves,
+        size=large.size + small.size,
+        weights=large.weights + small.weights,
     )
 
 
@@ -85,18 +152,26 @@ class Shapes:
         named = [n for n in nodes if n.children and not n.plain]
         self._counts = Counter(type(n.module) for n in named)
         self._blocks = {type(n.module) for n in named if n.weights > 1}
-        self._runs = {type(n.module) for n in named if any(self._repeats(c) for c in self._inside(n))}
+        few = [n for n in named if self._counts[type(n.module)] <= _MOST_STAGES]
+        self._runs = {type(n.module) for n in few if any(self._repeats(c) for c in self._inside(n))}
 
     @staticmethod
     def _inside(node: Node) -> tuple[Node, ...]:
         return (node, *node.children) if isinstance(node.module, _CONTAINERS) else node.children
 
     def _repeats(self, node: Node) -> bool:
-        """Whether it is a container of two or more blocks of one class and of nothing else that is a block."""
+        """Whether it is a container of two or more blocks of one class, and of no other weights or activations."""
         if not isinstance(node.module, _CONTAINERS):
             return False
-        blocks = [c for c in node.children if self.is_block(c)]
-        return len(blocks) > 1 and len({type(b.module) for b in blocks}) == 1
+        kinds = {c.kind for c in node.children if c.size}
+        blocks = [c for c in node.children if self.is_block(c) or self._is_pair(c)]
+        between = any("activation" in type(c.module).__module__ for c in node.children)
+        return len(blocks) > 1 and len(kinds) == 1 and not between
+
+    def _is_pair(self, node: Node) -> bool:
+        """Whether it is a container of blocks of different classes, as one that alternates two kinds of attention."""
+        kinds = [c.kind for c in node.children if c.size]
+        return node.plain and len(set(kinds)) == len(kinds) > 1 and all(map(self.is_block, node.children))
 
     def is_block(self, node: Node) -> bool:
         """Whether it is a module of a class of its own with at least two weight layers."""
@@ -106,7 +181,7 @@ class Shapes:
         """Whether blocks stand one after the other inside."""
         if not node.plain:
             return type(node.module) in self._runs
-        inside = [c for c in node.children if c.plain and c.size]
+        inside = [c for c in node.children if c.plain and c.weights > 1]
         return len(inside) > 1 or any(map(self.is_block, node.children)) or any(map(self.is_run, inside))
 
     def is_chain(self, node: Node) -> bool:
@@ -118,19 +193,21 @@ class Shapes:
 
     def has_chain(self, node: Node) -> bool:
         """Whether it is a chain or one stands below; what inside a block looks like one does not count."""
-        if self._counts[type(node.module)] > 2 and self.is_block(node):
-            return False
-        return any(map(self.is_chain, (n for n in node.walk() if n.children)))
+        return self._chain(node) is not None
 
     def has_chain_of_runs(self, node: Node) -> bool:
         """Whether it is a network of its own: a chain of stages, not of blocks, two alike in one of them."""
-        inside = [node] if node.plain else node.walk()
-        chain = next((n for n in inside if n.children and self.is_chain(n)), None)
-        runs = [c for c in chain.children if self.is_run(c)] if chain else []
-        return (
-            any((r.plain and self._repeats(r)) or not r.plain for r in runs)
-            and 2 * sum(r.size for r in runs) > chain.size
-        )
+        chain = self._chain(node)
+        if chain is None or (node.plain and chain is not node):
+            return False
+        runs = [c for c in chain.children if self.is_run(c)]
+        return any(not r.plain or self._repeats(r) for r in runs) and 2 * sum(r.size for r in runs) > chain.size
+
+    def _chain(self, node: Node) -> Node | None:
+        """The first chain in `node`. A class of which there are three or more is a block or a stage, not a network."""
+        if self._counts[type(node.module)] > 2 and self.is_block(node):
+            return None
+        return next((n for n in node.walk() if n.children and self.is_chain(n)), None)
 
 
 def repeated(nodes: Collection[Node]) -> set[object]:

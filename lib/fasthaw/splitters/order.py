@@ -1,0 +1,99 @@
+"""In which order the layers of a network run, where that is not the order in which they are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..groups import LayerGroup, parent_name, unwrap
+
+
+def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
+    """The names of all modules without children in the order of their first call in one forward pass of `sample`.
+
+    `sample` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments; tensors on
+    the meta device will do for a model that is there. One that is not called by itself, as the projection inside an
+    attention is not, stands where the module around it is called, or else after the one registered before it.
+    Training modes, buffers and the random state are as before afterwards.
+
+    >>> class Backwards(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.second, self.first = nn.Linear(2, 2), nn.Linear(2, 2)
+    ...     def forward(self, x):
+    ...         return self.second(self.first(x))
+    >>> execution_order(Backwards(), torch.zeros(1, 2))
+    ('first', 'second')
+    """
+    model = unwrap(model)
+    called: dict[str, int] = {}
+    with _as_it_was(model), torch.no_grad():
+        model.eval()
+        handles = list(_watched(model, called))
+        try:
+            _call(model, sample)
+        finally:
+            for handle in handles:
+                handle.remove()
+    at, last = {}, -1
+    for name in (n for n, m in model.named_modules() if not m._modules):
+        around = name
+        while around and around not in called:
+            around = parent_name(around)
+        last = at[name] = called[around] if around else last
+    return tuple(sorted(at, key=at.__getitem__))
+
+
+def _watched(model: nn.Module, called: dict[str, int]) -> Iterator[RemovableHandle]:
+    for name, module in model.named_modules():
+        if name:
+            yield module.register_forward_pre_hook(partial(_note, called, name))
+
+
+def _note(called: dict[str, int], name: str, *_) -> None:
+    called.setdefault(name, len(called))
+
+
+def _call(model: nn.Module, sample: object) -> None:
+    if isinstance(sample, Mapping):
+        model(**sample)
+    elif isinstance(sample, tuple):
+        model(*sample)
+    else:
+        model(sample)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """What a forward pass may change is put back: training modes, buffers, the random state."""
+    modes = [(m, m.training) for m in model.modules()]
+    buffers: list[tuple[Tensor, Tensor]] = [(b, b.clone()) for b in model.buffers()]
+    devices = sorted({b.device.index for b in model.parameters() if b.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def out_of_order(groups: Sequence[LayerGroup], order: Sequence[str]) -> dict[str, str]:
+    """The layers with parameters that run although a later group has begun, each with the name of that group.
+
+    Empty where the groups, in the `order` that `execution_order` found, run one after the other.
+    """
+    place = {n: i for i, g in enumerate(groups) for n, m in g.modules.items() if m._parameters}
+    late, begun = {}, 0
+    for name in order:
+        if name in place:
+            if place[name] < begun:
+                late[name] = groups[begun].name
+            begun = max(begun, place[name])
+    return late
