@@ -3,3 +3,5 @@
 from .freeze import FrozenEval as FrozenEval
 from .freeze import UnfreezeAt as UnfreezeAt
 from .freeze import forget_frozen as forget_frozen
+from .proof import FreezeProof as FreezeProof
+from .recorder import GroupRecorder as GroupRecorder

@@ -39,6 +39,7 @@ class FrozenEval(Callback):
         if not isinstance(contract, FreezeContract):
             raise TypeError(f"FrozenEval takes a FreezeContract; {contract!r} came")
         self.contract = contract
+        self._noise: dict[tuple, str | None] = {}
         self._clear()
 
     def __repr__(self) -> str:
@@ -133,8 +134,11 @@ class FrozenEval(Callback):
     def _look_for_noise(self) -> None:
         if self.contract.hold_noise == "nowhere":
             return
-        groups = layer_groups(self.learn)
-        name = leaking_noise(unwrap(self.learn.model), groups, frozen(groups), tuple(self.learn.xb))
+        model, groups = unwrap(self.learn.model), layer_groups(self.learn)
+        known = (id(model), self.contract, frozen(groups), sum(len(g.modules) for g in groups))
+        if known not in self._noise:
+            self._noise[known] = leaking_noise(model, groups, frozen(groups), tuple(self.learn.xb))
+        name = self._noise[known]
         if name is not None:
             warnings.warn(
                 f"{name} makes noise inside the frozen layers: it holds layers that train as well, so it stays in training "

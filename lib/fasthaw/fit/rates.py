@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from fastai.learner import Learner
 
-from .freezing import frozen
-from .groups import UNLISTED, LayerGroup
-from .rates import Rate, as_rate
-from .splitters import Splitter, layer_groups
+from ..freezing import frozen
+from ..groups import UNLISTED, LayerGroup
+from ..rates import Rate, as_rate
+from ..splitters import Splitter, layer_groups
 
 
 def lrs(learn: Learner, rate: Rate | float | slice | Sequence[float]) -> list[float]:

@@ -1,22 +1,17 @@
-"""Reports: what a learner's layer groups are and what training will do to each, as a table that prints itself."""
+"""The group table: what a learner's layer groups are and what training will do to each."""
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .freezing import FreezeContract, frozen, held, keeps_flag, own_noise
-from .groups import LayerGroup, is_norm, parent_name
-from .splitters import Splitter, layer_groups
+from ..freezing import FreezeContract, frozen, held, keeps_flag, own_noise
+from ..groups import LayerGroup, is_norm, parent_name
+from ..splitters import Splitter, layer_groups
+from .tables import as_html, as_text
 
 _COLUMNS = ("group", "modules", "parameters", "state", "lr", "norm layers", "noise")
 _RIGHT = {"parameters", "lr"}
@@ -50,21 +45,13 @@ class GroupTable:
     note: str
 
     def __str__(self) -> str:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in _COLUMNS:
-            table.add_column(name, justify="right" if name in _RIGHT else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*row.cells())
-        out = io.StringIO()
-        Console(file=out, width=shutil.get_terminal_size((120, 24)).columns).print(table)
-        lines = [line.rstrip() for line in out.getvalue().strip("\n").splitlines()]
-        return "\n".join([*lines, self.summary()])
+        table = as_text(_COLUMNS, [r.cells() for r in self.rows], _RIGHT)
+        return f"{table}\n{self.summary()}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        frame = pd.DataFrame([r.cells() for r in self.rows], columns=list(_COLUMNS))
-        return f"{frame.to_html(index=False, border=0)}<p>{self.summary()}</p>"
+        return f"{as_html(_COLUMNS, [r.cells() for r in self.rows])}<p>{self.summary()}</p>"
 
     def summary(self) -> str:
         """The totals, and what the table takes for granted."""

@@ -1,0 +1,10 @@
+"""Fitting: rates checked against a learner's groups, and plans run, previewed and resumed."""
+
+from .preview import Preview as Preview
+from .preview import preview as preview
+from .rates import lrs as lrs
+from .record import RunRecord as RunRecord
+from .record import StageRecord as StageRecord
+from .run import fit_plan as fit_plan
+from .sweep import Sweep as Sweep
+from .sweep import lr_find as lr_find

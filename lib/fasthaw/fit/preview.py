@@ -1,0 +1,208 @@
+"""The preview of a plan: every group's rate at every step, and what each stage costs, before anything is trained."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fastai.callback.schedule import combined_cos
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..callbacks import FrozenEval
+from ..checkpoint import random_state, set_random_state
+from ..freezing import FreezeContract, selected
+from ..groups import LayerGroup, unwrap
+from ..plan import Plan, check
+from ..report.plots import plot_lanes, strips
+from ..report.tables import as_html, as_text
+from .record import run_of
+from .run import listed_groups
+
+_COLUMNS = ("stage", "epochs", "steps", "trained groups", "highest rates", "parameters", "backward skipped")
+
+
+@dataclass(frozen=True)
+class StagePreview:
+    """One stage on this network: `rates` are the highest of each group, `skipped` the share of backward not computed."""
+
+    name: str
+    epochs: int
+    steps: int
+    trained: tuple[str, ...]
+    rates: tuple[float, ...]
+    parameters: int
+    skipped: float | None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of the table's columns."""
+        rates = list(dict.fromkeys(f"{r:.2g}" for r in self.rates))
+        skipped = "-" if self.skipped is None else ">99%" if 0.99 < self.skipped < 1 else f"{self.skipped:.0%}"
+        steps = (self.name, str(self.epochs), f"{self.steps:,}")
+        return *steps, run_of(self.trained), run_of(rates), f"{self.parameters:,}", skipped
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A plan on a learner: prints as text in a terminal, shows as a table and a plot in a notebook.
+
+    `rates` and `frozen` are arrays `(steps, groups)`, the group nearest the input first. A frozen group has a rate, too.
+    """
+
+    stages: tuple[StagePreview, ...]
+    groups: tuple[str, ...]
+    rates: np.ndarray
+    frozen: np.ndarray
+
+    def plot(self) -> Figure:
+        """Every group's rate over all steps, and lanes that are grey where a group is frozen."""
+        ends = np.cumsum([0, *(s.steps for s in self.stages)])
+        starts = [(int(at), s.name) for at, s in zip(ends, self.stages, strict=False)]
+        return plot_lanes(self.groups, self.frozen, {"learning rate": self.rates}, starts=starts)
+
+    def __str__(self) -> str:
+        table = as_text(
+            _COLUMNS, [s.cells() for s in self.stages], {"epochs", "steps", "parameters", "backward skipped"}
+        )
+        return f"{table}\n{strips(self.groups, self.frozen, self.rates)}\n{self.summary()}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        png = io.BytesIO()
+        self.plot().savefig(png, format="png", dpi=80)
+        image = f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+        return f"{as_html(_COLUMNS, [s.cells() for s in self.stages])}<p>{self.summary()}</p>{image}"
+
+    def summary(self) -> str:
+        """The totals, and how to read the bars."""
+        live = self.rates[~self.frozen]
+        live = live[live > 0]
+        spread = f"{live.min():.1e} to {live.max():.1e}" if live.size else "0"
+        epochs = sum(s.epochs for s in self.stages)
+        return f"{epochs} epochs, {len(self.rates):,} steps; rates from {spread} (log scale), frozen is grey or a dot."
+
+
+def preview(plan: Plan, learn: Learner) -> Preview:
+    """What `fit_plan(learn, plan)` will do: stages, rates of every step, trainable parameters, the work saved.
+
+    Nothing is trained or changed; random states are as they were. The rates are those of `fit_one_cycle`, to the last bit.
+    The share of backward skipped is counted in the multiplications of a forward and backward of two items through a copy of
+    the weights, against the same with everything training; it is missing where torch counts none.
+
+    Raises:
+        ValueError, TypeError: a stage that does not fit the layer groups.
+    """
+    groups = listed_groups(learn)
+    names = [g.name for g in groups]
+    check(plan, names)
+    n_batches, own = len(learn.dls.train), _contract(learn)
+    counted = _Backward(learn)
+    stages, rates, frozen = [], [], []
+    for i, stage in enumerate(plan, 1):
+        trains = selected(names, stage.train)
+        highest, steps = stage.lr(len(groups)), stage.epochs * n_batches
+        params = _trainable(groups, trains, stage.contract or own)
+        stages.append(
+            StagePreview(
+                name=f"{i} {stage.title}",
+                epochs=stage.epochs,
+                steps=steps,
+                trained=tuple(n for n, t in zip(names, trains, strict=True) if t),
+                rates=tuple(r for r, t in zip(highest, trains, strict=True) if t),
+                parameters=sum(p.numel() for p in params.values()),
+                skipped=counted.skipped(params.keys()),
+            )
+        )
+        rates += one_cycle(highest, stage.epochs, n_batches)
+        frozen += [[not t for t in trains]] * steps
+    return Preview(tuple(stages), tuple(names), np.array(rates), np.array(frozen))
+
+
+def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> list[np.ndarray]:
+    """The rates that `fit_one_cycle(epochs, highest)` sets, an array of one a group for each step."""
+    top = np.array(highest)
+    schedule = combined_cos(0.25, top / 25.0, top, top / 1e5)
+    rates = []
+    for epoch in range(epochs):
+        done = epoch / epochs
+        for _ in range(n_batches):
+            rates.append(schedule(done))
+            # Added up as fastai adds it up, or the last bits would differ.
+            done += 1.0 / (n_batches * epochs)
+    return rates
+
+
+def _contract(learn: Learner) -> FreezeContract:
+    return next((cb.contract for cb in learn.cbs if isinstance(cb, FrozenEval)), FreezeContract())
+
+
+def _trainable(
+    groups: Sequence[LayerGroup], trains: Sequence[bool], contract: FreezeContract
+) -> dict[str, nn.Parameter]:
+    """The parameters that will require grad; the contract decides for the norms of frozen groups."""
+    found = {}
+    for group, whole in zip(groups, trains, strict=True):
+        norms = {id(p) for p in group.norm_params()} if contract.norm_affine == "trained" else set()
+        found |= {n: p for n, p in group.named_params() if whole or id(p) in norms}
+    return found
+
+
+class _Backward:
+    """Counts the multiplications of a backward for a choice of trainable parameters, on copies of everything."""
+
+    def __init__(self, learn: Learner) -> None:
+        self.learn, self.model = learn, unwrap(learn.model)
+        self.inputs, self.known = _two_items(learn), {}
+        self.whole = self._count({n for n, _ in self.model.named_parameters()})
+
+    def skipped(self, names) -> float | None:
+        """The share of the whole backward that is not computed when only these parameters train."""
+        key = frozenset(names)
+        if key not in self.known:
+            self.known[key] = self._count(key)
+        return 1 - self.known[key] / self.whole if self.whole else None
+
+    def _count(self, names) -> int:
+        kept = [(m, dict(vars(m))) for m in self.model.modules()]
+        state = random_state(self.learn)
+        copies = _copies(self.model, names)
+        try:
+            self.model.train()
+            with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+                outputs = functional_call(self.model, copies, self.inputs)
+                forward = counter.get_total_flops()
+                leaves = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+                torch.stack([t.float().sum() for t in leaves]).sum().backward()
+                return counter.get_total_flops() - forward
+        finally:
+            for module, attributes in kept:
+                vars(module).clear()
+                vars(module).update(attributes)
+            set_random_state(self.learn, state)
+
+
+def _copies(model: nn.Module, names) -> Mapping[str, Tensor]:
+    params = {n: p.detach().clone().requires_grad_(n in names) for n, p in model.named_parameters()}
+    return params | {n: b.clone() for n, b in model.named_buffers()}
+
+
+def _two_items(learn: Learner) -> tuple:
+    """The inputs of the first two items of a training batch, where the model is; random states are put back."""
+    state, loader = random_state(learn), learn.dls.train
+    try:
+        batch = loader.one_batch() if isinstance(loader, DataLoader) else next(iter(loader))
+    finally:
+        set_random_state(learn, state)
+    n_inputs = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
+    device = next(unwrap(learn.model).parameters()).device
+    return tree_map(lambda t: t[:2].to(device) if isinstance(t, Tensor) else t, tuple(batch[:n_inputs]))

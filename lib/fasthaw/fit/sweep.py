@@ -1,0 +1,165 @@
+"""`lr_find` for layer groups: one multiplier is swept over a rate policy, so that the ratios between groups stay."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fastai.callback.core import CancelFitException, CancelValidException
+from fastai.callback.schedule import ParamScheduler, valley
+from fastai.learner import AvgSmoothLoss, Learner
+from matplotlib.figure import Figure
+
+from ..checkpoint import put_back, snapshot
+from ..groups import unwrap
+from ..rates import Flat, Geometric, LayerDecay, PerGroup, Rate, as_rate
+from .rates import lrs
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The losses of a sweep, and the rates that the suggestion functions chose, each a policy to train with.
+
+    `highest` is the largest rate of any group at each step, `chosen` the one of each suggestion. `suggested.valley` keeps
+    the ratios of the policy that was swept.
+    """
+
+    rate: Rate
+    highest: np.ndarray
+    losses: np.ndarray
+    chosen: tuple[float, ...]
+    suggested: tuple[Rate, ...]
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{name}={rate!r}" for name, rate in zip(self.suggested._fields, self.suggested, strict=True))
+        spread = f"highest rate from {self.highest[0]:.1e} to {self.highest[-1]:.1e}"
+        return f"{len(self.losses)} steps over {self.rate!r}, {spread}: {rates}"
+
+    __repr__ = __str__
+
+    def plot(self) -> Figure:
+        """The smoothed loss over the rate of the fastest group, with the suggestions."""
+        fig, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
+        ax.plot(self.highest, self.losses, color="0.3")
+        for name, at in zip(self.suggested._fields, self.chosen, strict=True):
+            ax.plot(at, np.interp(at, self.highest, self.losses), "o", label=f"{name}: {at:.2g}")
+        ax.set(xscale="log", xlabel="learning rate of the fastest group", ylabel="loss (smoothed)")
+        ax.legend()
+        ax.grid(alpha=0.3)
+        plt.close(fig)
+        return fig
+
+
+def lr_find(
+    learn: Learner,
+    rate: Rate | float | slice | Sequence[float],
+    *,
+    start_lr: float = 1e-7,
+    end_lr: float = 10.0,
+    num_it: int = 100,
+    stop_div: bool = True,
+    suggest_funcs: Callable | Sequence[Callable] = (valley,),
+) -> Sweep:
+    """Train with ever larger multiples of `rate`, suggest multiples that train well, and undo all of it.
+
+    fastai's `lr_find` gives every group one rate. Here the groups keep the ratios of `rate`, and it is the fastest one that
+    goes from `start_lr` to `end_lr`. `stop_div` ends the sweep when the loss is four times its best. The suggestion
+    functions are fastai's `valley`, `slide`, `minimum` and `steep`. Weights, buffers, gradients, optimizer state, rates,
+    random states and modes are put back, after an interruption too.
+
+    Raises:
+        ValueError: a rate that `lrs` refuses, rates out of order, or a loss that was good for too few steps.
+    """
+    if not 0 < start_lr < end_lr:
+        raise ValueError(f"a sweep goes from a small rate to a larger one; start_lr={start_lr}, end_lr={end_lr} came")
+    rate, rates = as_rate(rate), lrs(learn, rate)
+    sweep = _Sweep([r / max(rates) for r in rates], start_lr, end_lr, num_it, stop_div)
+    with _undone(learn), learn.no_logging(), learn.no_mbar():
+        learn.fit(num_it // len(learn.dls.train) + 1, cbs=sweep)
+    highest, losses = torch.tensor(sweep.highest), torch.tensor(sweep.losses)
+    inner = slice(num_it // 10, -5)  # as in fastai: the first losses are not smooth yet, the last diverge
+    if len(losses[inner]) < 5:
+        raise ValueError(
+            f"the loss was good for {len(losses)} of {num_it} steps only; begin lower than start_lr={start_lr}"
+        )
+    funcs = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs)
+    chosen = tuple(float(f(highest[inner], losses[inner], num_it)[0]) for f in funcs)
+    suggested = namedtuple("Suggested", [f.__name__ for f in funcs])(*(times(rate, at / max(rates)) for at in chosen))
+    return Sweep(rate, highest.numpy(), losses.numpy(), chosen, suggested)
+
+
+def times(rate: Rate, factor: float) -> Rate:
+    """The policy with every rate multiplied by `factor`.
+
+    >>> times(LayerDecay(1e-3, decay=0.5), 4)
+    LayerDecay(lr=0.004, decay=0.5, floor=0.0)
+    """
+    if isinstance(rate, Geometric):
+        return Geometric(rate.lo * factor, rate.hi * factor)
+    if isinstance(rate, LayerDecay):
+        return replace(rate, lr=rate.lr * factor, floor=rate.floor * factor)
+    if isinstance(rate, PerGroup):
+        return PerGroup(*(lr * factor for lr in rate.lrs))
+    return Flat(rate.lr * factor, rate.body_div)
+
+
+class _Sweep(ParamScheduler):
+    """Multiplies `ratios` by a rate that grows from step to step; keeps the smoothed losses."""
+
+    # Other callbacks know by this name of fastai's that the fit will be undone, and save nothing.
+    name = "lr_finder"
+
+    def __init__(self, ratios: Sequence[float], start: float, end: float, num_it: int, stop_div: bool) -> None:
+        super().__init__({"lr": self._rates})
+        self.ratios, self.start, self.end, self.num_it, self.stop_div = ratios, start, end, num_it, stop_div
+        self.highest, self.losses, self._smooth = [], [], AvgSmoothLoss()
+        self._smooth.reset()
+
+    def _rates(self, position: float) -> list[float]:
+        top = self.start * (self.end / self.start) ** position
+        return [r * top for r in self.ratios]
+
+    def before_batch(self) -> None:
+        self._update_val(self.train_iter / self.num_it)
+
+    def after_batch(self) -> None:
+        self._smooth.accumulate(self.learn)
+        loss = float(self._smooth.value)
+        if not np.isfinite(loss):
+            raise CancelFitException
+        self.highest.append(self.start * (self.end / self.start) ** ((self.train_iter - 1) / self.num_it))
+        self.losses.append(loss)
+        diverged = self.stop_div and loss > 4 * min(self.losses)
+        if diverged or self.train_iter >= self.num_it:
+            raise CancelFitException
+
+    def before_validate(self) -> None:
+        raise CancelValidException
+
+    def after_fit(self) -> None:
+        """Leave the recorder's schedule as it was."""
+
+
+@contextmanager
+def _undone(learn: Learner) -> Iterator[None]:
+    """Put back what training changes, however the block ends."""
+    model, opt, logger = unwrap(learn.model), learn.opt, learn.logger
+    state = snapshot(learn)
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        learn.opt = opt
+        put_back(learn, state)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+        learn.logger = logger
+        learn._end_cleanup()

@@ -1,0 +1,10 @@
+"""Plans: staged training as a value that prints, compares and is checked before the first batch."""
+
+from .recipes import chain_thaw as chain_thaw
+from .recipes import discriminative as discriminative
+from .recipes import gradual_unfreezing as gradual_unfreezing
+from .recipes import head_then_all as head_then_all
+from .recipes import surgical as surgical
+from .stages import Plan as Plan
+from .stages import Stage as Stage
+from .stages import check as check

@@ -1,0 +1,90 @@
+"""Recipes: the staged trainings that papers found to work, each as a plan to run, print or change.
+
+Each takes the epochs and the rate first, as `fit_one_cycle` does; what else it takes is what the paper leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..rates import Flat, LayerDecay, Rate, as_rate
+from .stages import Plan, Stage
+
+
+def head_then_all(
+    epochs: int, lr: Rate | float | slice | Sequence[float], *, head_epochs: int = 1, head_lr: float | None = None
+) -> Plan:
+    """The head alone, then everything: LP-FT, linear probing then fine-tuning (Kumar et al. 2022, section 3.4).
+
+    A new head sends large, meaningless gradients into pretrained features; trained first, it does not. It pays where the
+    new data lie far from what will be met later, and is a sound default for any new head. `head_lr` is by default
+    the rate that `lr` gives the head.
+
+    >>> head_then_all(3, slice(1e-5, 1e-3), head_epochs=2, head_lr=1e-2)
+    Plan(Stage(2, 0.01, train=-1, name='head'), Stage(3, Geometric(lo=1e-05, hi=0.001)))
+    """
+    return Plan(Stage(head_epochs, lr if head_lr is None else head_lr, -1, "head"), Stage(epochs, lr))
+
+
+def gradual_unfreezing(epochs: int, lr: Rate | float, n_groups: int, *, last_epochs: int | None = None) -> Plan:
+    """The head alone, then one more group a stage until all train: ULMFiT (Howard & Ruder 2018, sections 3.2 and 3.3).
+
+    `epochs` is the length of each stage, `last_epochs` that of the last, which trains all. A number for `lr` is the
+    head's rate, each group before at 1/2.6 of the one after it. It pays with little data and a body that
+    forgets easily, language models above all.
+
+    >>> gradual_unfreezing(1, 1e-2, 3, last_epochs=4)
+    Plan(Stage(1, LayerDecay(0.01), train=-1), Stage(1, LayerDecay(0.01), train=-2), Stage(4, LayerDecay(0.01)))
+    """
+    if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 1:
+        raise ValueError(f"n_groups is how many layer groups there are, at least 1; {n_groups!r} came")
+    rate, last = _decaying(lr), epochs if last_epochs is None else last_epochs
+    return Plan(*(Stage(epochs, rate, -k) for k in range(1, n_groups)), Stage(last, rate))
+
+
+def discriminative(epochs: int, lr: Rate | float) -> Plan:
+    """Everything from the start, small rates for pretrained groups instead of freezing (Howard & Ruder 2018, section 3.2).
+
+    A number for `lr` is the head's rate, each group before at 1/2.6 of the one after it. It pays with enough data to
+    move early layers a little, and spares the choice of what to freeze.
+
+    >>> discriminative(5, 1e-3)
+    Plan(Stage(5, LayerDecay(0.001)))
+    """
+    return Plan(Stage(epochs, _decaying(lr)))
+
+
+def chain_thaw(
+    epochs: int, lr: Rate | float, names: Sequence[str], *, head_lr: float | None = None, last_epochs: int | None = None
+) -> Plan:
+    """The head alone, each other group alone from the first, then all: chain-thaw (Felbo et al. 2017, section 3.3).
+
+    `names` are the names of all layer groups, `[g.name for g in layer_groups(learn)]`. It pays with very few labels and a
+    vocabulary or input layer that must move without dragging the rest along; it needs the most epochs of all recipes.
+
+    >>> chain_thaw(1, 1e-3, ["stem", "body", "head"], last_epochs=2)
+    Plan(Stage(1, 0.001, train='head'), Stage(1, 0.001, train='stem'), Stage(1, 0.001, train='body'), Stage(2, 0.001))
+    """
+    if isinstance(names, str) or not names:
+        raise TypeError(f"names are those of all layer groups, [g.name for g in layer_groups(learn)]; {names!r} came")
+    *body, head = names
+    alone = [Stage(epochs, lr if head_lr is None else head_lr, head), *(Stage(epochs, lr, name) for name in body)]
+    return Plan(*alone, Stage(epochs if last_epochs is None else last_epochs, lr))
+
+
+def surgical(epochs: int, lr: Rate | float, train: str | Sequence[str]) -> Plan:
+    """Only the named groups train, wherever they are: surgical fine-tuning (Lee et al. 2023, section 2).
+
+    It pays when the task stays and the data shift: the first group for a change of the input (blur, noise, another
+    camera), a middle one for a change within classes, the last for a change of the labels. A head that is new must be
+    among the names, or be trained before.
+
+    >>> surgical(3, 1e-3, ("stem", "head"))
+    Plan(Stage(3, 0.001, train=('stem', 'head')))
+    """
+    return Plan(Stage(epochs, lr, train))
+
+
+def _decaying(lr: Rate | float) -> Rate:
+    rate = as_rate(lr)
+    return LayerDecay(rate.lr) if isinstance(rate, Flat) and rate.body_div == 1 else rate

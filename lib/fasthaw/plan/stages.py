@@ -1,0 +1,192 @@
+"""Stages and plans: staged training as a value, checked before the first batch.
+
+A stage says how long, at which rates and which layer groups train; a plan is a row of stages. Neither knows a network:
+group names and the number of rates are checked by `check`, which `fit_plan` calls for all stages before it trains one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from ..freezing import FreezeContract, selected
+from ..freezing.selection import Which
+from ..rates import Flat, LayerDecay, Rate, as_rate
+
+
+@dataclass(frozen=True, repr=False)
+class Stage:
+    """`epochs` of one-cycle training at `lr`, during which exactly the groups `train` train.
+
+    Args:
+        epochs: at least 1.
+        lr: one rate for all groups or a policy, whatever `lrs` takes; it spans frozen groups as well.
+        train: `-k` for the last `k` groups, `0` or `"all"`, a name or a tuple of names.
+        name: what tables call the stage; else what it trains.
+        contract: what holds still in the frozen groups of this stage; `None` is the learner's own `FrozenEval`.
+
+    Raises:
+        TypeError, ValueError: epochs below 1, a rate or a selection that can mean nothing.
+
+    >>> Stage(2, 1e-2, train=-1)
+    Stage(2, 0.01, train=-1)
+    >>> Stage(2, slice(1e-2), 0) == Stage(epochs=2, lr=Flat(0.01, body_div=10), train="all")
+    True
+    """
+
+    epochs: int
+    lr: Rate | float | slice | Sequence[float]
+    train: Which = "all"
+    name: str | None = None
+    contract: FreezeContract | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int):
+            raise TypeError(f"a stage trains for a whole number of epochs; {self.epochs!r} came")
+        if self.epochs < 1:
+            raise ValueError(f"a stage trains for at least 1 epoch; {self.epochs} came. Leave the stage out instead")
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise TypeError(f"the name of a stage is a text; {self.name!r} came")
+        if self.contract is not None and not isinstance(self.contract, FreezeContract):
+            raise TypeError(f"the contract of a stage is a FreezeContract or None; {self.contract!r} came")
+        object.__setattr__(self, "lr", as_rate(self.lr))
+        object.__setattr__(self, "train", _checked(self.train))
+
+    @property
+    def title(self) -> str:
+        """The name, or else what trains."""
+        if self.name is not None or isinstance(self.train, str):
+            return self.name or self.train
+        if isinstance(self.train, int):
+            return "head" if self.train == -1 else f"last {-self.train}"
+        return " + ".join(self.train)
+
+    def __repr__(self) -> str:
+        more = [("train", self.train, "all"), ("name", self.name, None), ("contract", self.contract, None)]
+        options = "".join(f", {k}={v!r}" for k, v, default in more if v != default)
+        return f"Stage({self.epochs}, {_short(self.lr)}{options})"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Plan:
+    """Stages that `fit_plan` runs one after the other; prints as a table.
+
+    >>> print(Plan(Stage(1, 1e-2, train=-1), Stage(3, slice(1e-5, 1e-3))))
+    stage   epochs  train     lr
+    1 head       1  the head  0.01
+    2 all        3  all       Geometric(lo=1e-05, hi=0.001)
+    2 stages, 4 epochs
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __init__(self, *stages: Stage) -> None:
+        if not stages:
+            raise ValueError("a plan has at least one stage: Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3))")
+        odd = next((s for s in stages if not isinstance(s, Stage)), None)
+        if odd is not None:
+            raise TypeError(f"a plan takes stages, Plan(Stage(...), Stage(...)); {odd!r} came")
+        object.__setattr__(self, "stages", stages)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __repr__(self) -> str:
+        return f"Plan({', '.join(map(repr, self.stages))})"
+
+    def __str__(self) -> str:
+        header, rows = self._cells()
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        # Epochs are a number and end flush, all else is text.
+        lines = [
+            "  ".join(c.rjust(w) if i == 1 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in (header, *rows)
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), self._totals()])
+
+    def _repr_html_(self) -> str:
+        header, rows = self._cells()
+        head, *body = (
+            "".join(f"<{tag}>{escape(c)}</{tag}>" for c in row)
+            for tag, row in [("th", header), *(("td", row) for row in rows)]
+        )
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table><p>{self._totals()}</p>"
+
+    def _totals(self) -> str:
+        return f"{len(self)} stages, {sum(s.epochs for s in self)} epochs"
+
+    def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows; the contract has a column where a stage has one."""
+        rows = [
+            (f"{i} {s.title}", str(s.epochs), _words(s.train), _short(s.lr), _contract(s))
+            for i, s in enumerate(self, 1)
+        ]
+        n = 5 if any(s.contract for s in self) else 4
+        return ("stage", "epochs", "train", "lr", "contract")[:n], [r[:n] for r in rows]
+
+
+def check(plan: Plan, names: Sequence[str]) -> None:
+    """Raise for the first stage that cannot run on layer groups of these names.
+
+    Raises:
+        TypeError: not a plan.
+        ValueError: an unknown group or one out of range, the wrong number of rates, or rates that are all zero where
+            groups train; the message names the stage.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"a plan is wanted, such as Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3)); {plan!r} came")
+    for i, stage in enumerate(plan, 1):
+        try:
+            trains, rates = selected(names, stage.train), stage.lr(len(names))
+        except ValueError as error:
+            raise ValueError(f"stage {i} ({stage.title}): {error}") from error
+        if not any(r for r, t in zip(rates, trains, strict=True) if t):
+            trained = ", ".join(n for n, t in zip(names, trains, strict=True) if t)
+            raise ValueError(
+                f"stage {i} ({stage.title}) trains nothing: the rate of {trained} is 0. Give one a rate above 0"
+            )
+
+
+def _checked(which: Which) -> Which:
+    """One spelling for each meaning; what group names there are is checked later."""
+    if isinstance(which, int) and not isinstance(which, bool):
+        if which > 0:
+            raise ValueError(
+                f"{which} selects no groups: -1 is the head alone, -{which} the last {which}, 0 or 'all' every one"
+            )
+        return which or "all"
+    names = (which,) if isinstance(which, str) else which
+    if not isinstance(names, tuple | list) or any(not isinstance(n, str) for n in names):
+        raise TypeError(
+            "which groups train? -k is the last k groups, 0 or 'all' every one; or give a name or a tuple of names; "
+            f"{which!r} came"
+        )
+    if not all(names) or not names:
+        raise ValueError(
+            f"a stage that trains nothing: {which!r} selects no group. Name those that train, or use 'all'"
+        )
+    return which if isinstance(which, str) else tuple(which)
+
+
+def _short(rate: Rate) -> str:
+    """The rate as one would write it."""
+    if isinstance(rate, Flat) and rate.body_div in (1, 10):
+        return repr(rate.lr) if rate.body_div == 1 else f"slice({rate.lr})"
+    if isinstance(rate, LayerDecay) and rate == LayerDecay(rate.lr):
+        return f"LayerDecay({rate.lr})"
+    return repr(rate)
+
+
+def _words(which: Which) -> str:
+    if isinstance(which, int):
+        return "the head" if which == -1 else f"last {-which} groups"
+    return which if isinstance(which, str) else ", ".join(which)
+
+
+def _contract(stage: Stage) -> str:
+    c = stage.contract
+    return "learner's" if c is None else f"{c.norm_affine} / {c.hold_stats} / {c.hold_noise}"

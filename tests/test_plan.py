@@ -1,0 +1,174 @@
+"""Stages, plans and recipes as values: no network, no optimizer."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+import fasthaw.plan
+import fasthaw.rates
+from fasthaw.freezing import FreezeContract
+from fasthaw.plan import Plan, Stage, chain_thaw, check, discriminative, gradual_unfreezing, head_then_all, surgical
+from fasthaw.rates import Flat, Geometric, LayerDecay, PerGroup
+
+GOLDEN = Path(__file__).parent / "golden" / "plan"
+NAMES = ("stem", "layer1", "layer2", "head")
+SPACE = {**vars(fasthaw.plan), **vars(fasthaw.rates), "FreezeContract": FreezeContract}
+STAGED = Plan(
+    Stage(2, 1e-2, -1),
+    Stage(3, LayerDecay(4e-3), ("layer2", "head"), "top", FreezeContract(hold_stats="pretrained")),
+    Stage(10, slice(1e-5, 1e-3)),
+)
+RECIPES = [
+    head_then_all(3, slice(1e-5, 1e-3), head_epochs=2, head_lr=1e-2),
+    gradual_unfreezing(1, 1e-2, 4, last_epochs=3),
+    discriminative(5, 1e-3),
+    chain_thaw(1, 1e-3, NAMES, head_lr=1e-2),
+    surgical(3, Flat(1e-3, 10), ("stem", "head")),
+]
+
+
+@pytest.mark.parametrize("ending", ["txt", "html"])
+def test_a_plan_prints_like_this(ending):
+    came = f"{STAGED if ending == 'txt' else STAGED._repr_html_()}\n"
+    assert came == (GOLDEN / f"plan.{ending}").read_text()
+
+
+def test_a_plan_without_contracts_has_no_column_for_them():
+    assert "contract" not in str(Plan(Stage(1, 1e-3)))
+
+
+@pytest.mark.parametrize("plan", [STAGED, *RECIPES])
+def test_repr_evaluates_back_and_pickling_keeps_a_plan_equal(plan):
+    assert eval(repr(plan), SPACE) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert hash(plan) == hash(eval(repr(plan), SPACE))
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Stage(1, 1e-3), Stage(1, Flat(1e-3), "all")),
+        (Stage(1, slice(1e-3), 0), Stage(1, Flat(1e-3, 10), "all")),
+        (Stage(1, slice(1e-5, 1e-3)), Stage(1, Geometric(1e-5, 1e-3))),
+        (Stage(1, [1e-5, 1e-3], ["a", "b"]), Stage(1, PerGroup(1e-5, 1e-3), ("a", "b"))),
+    ],
+)
+def test_spellings_of_one_meaning_are_equal(one, other):
+    assert one == other
+    assert repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("changed", [Stage(2, 1e-3), Stage(1, 2e-3), Stage(1, 1e-3, -1), Stage(1, 1e-3, name="x")])
+def test_stages_that_differ_are_not_equal(changed):
+    assert changed != Stage(1, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "stage, title",
+    [
+        (Stage(1, 1e-3), "all"),
+        (Stage(1, 1e-3, -1), "head"),
+        (Stage(1, 1e-3, -3), "last 3"),
+        (Stage(1, 1e-3, ("stem", "head")), "stem + head"),
+        (Stage(1, 1e-3, -1, name="probe"), "probe"),
+    ],
+)
+def test_a_stage_is_called_by_its_name_or_by_what_it_trains(stage, title):
+    assert stage.title == title
+
+
+@pytest.mark.parametrize(
+    "args, kind, message",
+    [
+        ((0, 1e-3), ValueError, r"at least 1 epoch; 0 came"),
+        ((-2, 1e-3), ValueError, r"at least 1 epoch; -2 came"),
+        ((1.5, 1e-3), TypeError, r"whole number of epochs; 1\.5 came"),
+        ((True, 1e-3), TypeError, r"whole number of epochs; True came"),
+        ((1, -1e-3), ValueError, r"finite and not negative"),
+        ((1, "fast"), TypeError, r"a learning rate is a number"),
+        ((1, slice(0, 1e-3)), ValueError, r"Geometric's lo is 0"),
+        ((1, 1e-3, 2), ValueError, r"2 selects no groups: -1 is the head alone, -2 the last 2"),
+        ((1, 1e-3, ()), ValueError, r"a stage that trains nothing: \(\) selects no group"),
+        ((1, 1e-3, ""), ValueError, r"a stage that trains nothing: '' selects no group"),
+        ((1, 1e-3, True), TypeError, r"which groups train\?"),
+        ((1, 1e-3, None), TypeError, r"which groups train\?"),
+        ((1, 1e-3, "all", 3), TypeError, r"the name of a stage is a text; 3 came"),
+        ((1, 1e-3, "all", None, "fixed"), TypeError, r"a FreezeContract or None; 'fixed' came"),
+    ],
+)
+def test_a_stage_that_can_mean_nothing_is_an_error(args, kind, message):
+    with pytest.raises(kind, match=message):
+        Stage(*args)
+
+
+def test_an_empty_plan_is_an_error():
+    with pytest.raises(ValueError, match="a plan has at least one stage"):
+        Plan()
+
+
+def test_a_plan_takes_nothing_but_stages():
+    with pytest.raises(TypeError, match=r"a plan takes stages.*\[Stage"):
+        Plan([Stage(1, 1e-3)])
+
+
+@pytest.mark.parametrize(
+    "stage, message",
+    [
+        (Stage(1, 1e-3, "layer3"), r"stage 3 \(layer3\): no layer group is called 'layer3'.*did you mean 'layer2'\?"),
+        (Stage(1, 1e-3, -5), r"stage 3 \(last 5\): -5 is out of range for 4 layer groups"),
+        (Stage(1, [1e-4, 1e-3]), r"stage 3 \(all\): PerGroup has 2 rates and there are 4 layer groups"),
+        (Stage(1, [1e-3, 1e-3, 0, 0], -2), r"stage 3 \(last 2\) trains nothing: the rate of layer2, head is 0"),
+        (Stage(1, 0.0), r"stage 3 \(all\) trains nothing: the rate of stem, layer1, layer2, head is 0"),
+    ],
+)
+def test_a_stage_that_does_not_fit_the_groups_is_named(stage, message):
+    with pytest.raises(ValueError, match=message):
+        check(Plan(Stage(1, 1e-3), Stage(1, 1e-3), stage), NAMES)
+
+
+def test_what_is_no_plan_is_an_error():
+    with pytest.raises(TypeError, match=r"a plan is wanted.*; \[\] came"):
+        check([], NAMES)
+
+
+@pytest.mark.parametrize("plan", RECIPES)
+def test_every_recipe_fits_four_groups(plan):
+    check(plan, NAMES)
+
+
+def test_head_then_all_trains_the_head_and_then_everything():
+    plan = head_then_all(3, 1e-3, head_epochs=2)
+    assert [(s.epochs, s.train, s.lr) for s in plan] == [(2, -1, Flat(1e-3)), (3, "all", Flat(1e-3))]
+
+
+def test_gradual_unfreezing_adds_one_group_a_stage_at_rates_divided_by_2_6():
+    plan = gradual_unfreezing(1, 1e-2, 3, last_epochs=4)
+    assert [(s.epochs, s.train) for s in plan] == [(1, -1), (1, -2), (4, "all")]
+    assert all(s.lr(3) == pytest.approx((1e-2 / 2.6**2, 1e-2 / 2.6, 1e-2)) for s in plan)
+
+
+def test_gradual_unfreezing_takes_any_policy():
+    assert [s.lr for s in gradual_unfreezing(1, slice(1e-4, 1e-2), 2)] == [Geometric(1e-4, 1e-2)] * 2
+
+
+@pytest.mark.parametrize("n_groups", [0, -1, 2.0, True])
+def test_gradual_unfreezing_wants_a_number_of_groups(n_groups):
+    with pytest.raises(ValueError, match="n_groups is how many layer groups there are"):
+        gradual_unfreezing(1, 1e-2, n_groups)
+
+
+def test_chain_thaw_trains_the_head_each_group_alone_from_the_first_then_all():
+    plan = chain_thaw(1, 1e-3, NAMES, head_lr=1e-2, last_epochs=2)
+    assert [s.train for s in plan] == ["head", "stem", "layer1", "layer2", "all"]
+    assert [s.lr.lr for s in plan] == [1e-2, 1e-3, 1e-3, 1e-3, 1e-3]
+    assert [s.epochs for s in plan] == [1, 1, 1, 1, 2]
+
+
+def test_chain_thaw_wants_all_names():
+    with pytest.raises(TypeError, match="names are those of all layer groups"):
+        chain_thaw(1, 1e-3, "head")
+
+
+def test_surgical_trains_only_the_named_groups():
+    assert [s.train for s in surgical(3, 1e-3, ["stem", "head"])] == [("stem", "head")]
