@@ -1,0 +1,125 @@
+"""What freezing saves: one training epoch with FrozenEval against `Learner.freeze()` and against everything trained.
+
+The arms take turns in one process; the ratios are of medians over the rounds. Run with `make bench-freeze`; `--rounds`,
+`--images` and `--threads` change its size, and naming networks (`lite0`, `resnet18`) picks them.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torchvision.models import resnet18
+
+from fasthaw import FrozenEval, split_at
+
+NETWORKS = {
+    "lite0": (lambda: EfficientNet.from_name("efficientnet-lite0", num_classes=10), "_avg_pooling", 2.0),
+    "resnet18": (lambda: resnet18(num_classes=10), "fc", 1.4),
+}
+
+
+class TimedEval(FrozenEval):
+    """Adds up the seconds spent in FrozenEval's own events."""
+
+    name, seconds = "timed_eval", 0.0
+
+    def __call__(self, event_name):
+        start = time.perf_counter()
+        super().__call__(event_name)
+        self.seconds += time.perf_counter() - start
+
+
+class OneEpoch(Callback):
+    """The seconds of the training part of the last epoch: no validation, no set-up."""
+
+    order = -100
+
+    def before_batch(self):
+        if self.learn.iter == 0:
+            self.start = time.perf_counter()
+
+    def after_train(self):
+        self.seconds = time.perf_counter() - self.start
+
+
+def learner(network: str, size: int, images: int, cbs: list) -> Learner:
+    make, head, _ = NETWORKS[network]
+    torch.manual_seed(0)
+    items = [(torch.randn(3, size, size), torch.tensor(i % 10)) for i in range(images)]
+    dls = DataLoaders.from_dsets(items, items[:32], bs=32, num_workers=0, device="cpu")
+    dls.n_inp = 1
+    learn = Learner(dls, make(), loss_func=CrossEntropyLossFlat(), splitter=split_at(head), cbs=[OneEpoch(), *cbs])
+    learn.remove_cb(ProgressCallback)
+    learn.logger = lambda *_: None
+    return learn
+
+
+def measure(network: str, size: int, images: int, rounds: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds an epoch, by arm and round, and the share of them that FrozenEval took."""
+    ours = TimedEval()
+    arms = {"FrozenEval": learner(network, size, images, [ours]), "freeze()": learner(network, size, images, [])}
+    arms["unfrozen"] = learner(network, size, images, [])
+    for name, learn in arms.items():
+        if name != "unfrozen":
+            learn.freeze()
+    seconds, share = {name: [] for name in arms}, []
+    for i in range(rounds + 1):
+        for name, learn in arms.items():
+            ours.seconds = 0.0
+            learn.fit(1, 1e-4)
+            if i:  # the first round warms up
+                seconds[name].append(learn.one_epoch.seconds)
+                if learn is arms["FrozenEval"]:
+                    share.append(ours.seconds / learn.one_epoch.seconds)
+    return seconds, share
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    columns = (
+        "network",
+        "px",
+        "FrozenEval s",
+        "freeze() s",
+        "unfrozen s",
+        "against freeze()",
+        "against unfrozen",
+        "our share",
+    )
+    table = Table(
+        *columns, box=box.SIMPLE_HEAD, pad_edge=False, title=f"median of {args.rounds} epochs of {args.images} images"
+    )
+    missed = 0
+    for network in args.networks:
+        for size in (64, 128):
+            seconds, share = measure(network, size, args.images, args.rounds)
+            ours, freeze, unfrozen = (statistics.median(s) for s in seconds.values())
+            wanted = NETWORKS[network][2] if (network, size) != ("lite0", 128) else 0
+            missed += freeze / ours < wanted
+            table.add_row(
+                *(network, str(size), f"{ours:.2f}", f"{freeze:.2f}", f"{unfrozen:.2f}"),
+                f"{freeze / ours:.2f}x" + (f" (must {wanted}x)" if wanted else ""),
+                *(f"{unfrozen / ours:.2f}x", f"{statistics.median(share):.2%}"),
+            )
+    Console(width=120).print(table)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
