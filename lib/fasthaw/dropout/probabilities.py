@@ -1,0 +1,83 @@
+"""Dropout probabilities over layer groups: a number, one a group by name, or a policy over depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+
+from torch import nn
+
+from ..groups import LayerGroup
+from ..rates import as_rate
+from ..splitters import Splitter, split_stages
+
+Probability = float | Mapping[str, float] | slice | Sequence[float] | Callable[[int], Sequence[float]]
+
+
+def probabilities(
+    model: nn.Module,
+    names: Sequence[str],
+    p: Probability,
+    within: str | Sequence[str] | None,
+    splitter: Splitter | None,
+) -> dict[str, float]:
+    """The probability for each of these module names; those outside `within`, or whose group has none, are left out.
+
+    A module that spans several groups counts to the last of them.
+
+    Raises:
+        ValueError: a probability outside [0, 1), an unknown group.
+        TypeError: `p` is none of what `Probability` lists.
+    """
+    if isinstance(p, Real) and within is None:
+        return dict.fromkeys(names, checked(p))
+    groups = (splitter or split_stages()).groups(model)
+    by_group = _by_group(p, [g.name for g in groups])
+    if within is not None:
+        if isinstance(p, Mapping):
+            raise ValueError("a mapping says by itself which layer groups get dropout; leave within= out")
+        chosen = (within,) if isinstance(within, str) else tuple(within)
+        _check_known(chosen, [g.name for g in groups])
+        by_group = {name: by_group[name] for name in chosen}
+    group_of = {name: group_name(groups, name) for name in names}
+    return {name: by_group[group_of[name]] for name in names if group_of[name] in by_group}
+
+
+def group_name(groups: Sequence[LayerGroup], module: str) -> str:
+    """The name of the last group with anything of this module in it."""
+    inside = f"{module}." if module else ""
+    return next(g.name for g in reversed(groups) if any(n == module or n.startswith(inside) for n in g.modules))
+
+
+def checked(p: Real) -> float:
+    """`p` as a plain float in [0, 1)."""
+    if not isinstance(p, Real) or isinstance(p, bool):
+        raise TypeError(f"a dropout probability is a number in [0, 1); got {p!r} ({type(p).__name__})")
+    if not 0 <= p < 1:
+        raise ValueError(f"a dropout probability lies in [0, 1): at 1 nothing is left to train on; got {p}")
+    return float(p)
+
+
+def _by_group(p: Probability, names: list[str]) -> dict[str, float]:
+    if isinstance(p, Real):
+        return dict.fromkeys(names, checked(p))
+    if isinstance(p, Mapping):
+        _check_known(p, names)
+        return {name: checked(value) for name, value in p.items()}
+    if isinstance(p, slice | list | tuple):
+        p = as_rate(p)
+    if not callable(p):
+        raise TypeError(
+            f"p is a number in [0, 1), {{group: number}} or a policy such as Geometric(0.05, 0.3); got {p!r}"
+        )
+    ps = tuple(p(len(names)))
+    if len(ps) != len(names):
+        raise ValueError(f"{len(ps)} probabilities came for {len(names)} layer groups: {', '.join(names)}")
+    return dict(zip(names, map(checked, ps), strict=True))
+
+
+def _check_known(wanted, names: list[str]) -> None:
+    unknown = [str(w) for w in wanted if w not in names]
+    if unknown or not wanted:
+        came = f"no layer group is called {', '.join(map(repr, unknown))}" if unknown else "no layer group is named"
+        raise ValueError(f"{came}; the groups are {', '.join(names)}")

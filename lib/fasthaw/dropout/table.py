@@ -1,0 +1,177 @@
+"""Every dropout of a network, inserted or its own: a table of where it is, and one call to set it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from numbers import Real
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..groups import unwrap
+from ..splitters import Splitter
+from .activations import attributes_read
+from .layer import InsertedDropout
+from .probabilities import Probability, group_name, probabilities
+
+_RATES = ("p", "drop_prob", "embed_p", "weight_p")
+_FLOAT = re.compile(r"(\w+_)?(dropout(_p|_prob|_rate)?|drop_rate)")
+_WHICH = ("all", "inserted", "own")
+
+
+@dataclass(frozen=True)
+class DropoutRow:
+    """One dropout: `name` is the module's, or `module.attribute` for a probability kept as a plain number."""
+
+    name: str
+    after: str
+    kind: str
+    p: float
+    fires: bool
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class DropoutTable:
+    """The rows of `dropout_table`: prints as text in a terminal, shows as HTML in a notebook."""
+
+    rows: tuple[DropoutRow, ...]
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        head = ("dropout", "after", "kind", "p", "fires now", "group")
+        body = [(r.name, r.after, r.kind, f"{r.p:g}", "yes" if r.fires else "no", r.group) for r in self.rows]
+        width = 6 if any(r.group for r in self.rows) else 5
+        return [cells[:width] for cells in (head, *body)]
+
+    def summary(self) -> str:
+        inserted = sum(r.kind != "float" and r.after != "" for r in self.rows)
+        fires = sum(r.fires for r in self.rows)
+        return f"{len(self.rows)} dropouts, {inserted} of them inserted; {fires} fire now."
+
+    def __str__(self) -> str:
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:], self.summary()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *body = [[escape(c) for c in row] for row in self._cells()]
+        rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body)
+        return f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>{rows}</table><p>{self.summary()}</p>"
+
+
+def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> DropoutTable:
+    """Where dropout happens in `model`, with what probability, and whether it fires now, as each module's mode stands.
+
+    Inserted dropout, the network's own (stochastic depth included), and probabilities that a forward reads as plain
+    numbers: attention, LSTM, DenseNet's `drop_rate`. With a splitter, also the layer group of each.
+
+    >>> net = nn.Sequential(nn.LSTM(4, 4, 2, dropout=0.2), nn.Dropout(0.5)).eval()
+    >>> print(dropout_table(net))
+    dropout    after  kind     p    fires now
+    ---------  -----  -------  ---  ---------
+    0.dropout         float    0.2  no
+    1                 element  0.5  no
+    2 dropouts, 0 of them inserted; 0 fire now.
+    """
+    root = unwrap(model)
+    groups = splitter.groups(root) if splitter else ()
+    rows = []
+    for slot in _slots(root):
+        after = slot.module.after if isinstance(slot.module, InsertedDropout) else ""
+        group = group_name(groups, slot.module_name) if groups else ""
+        rows.append(DropoutRow(slot.name, after, slot.kind, slot.p, slot.module.training and slot.p > 0, group))
+    return DropoutTable(tuple(rows))
+
+
+def set_dropout(
+    model: nn.Module,
+    p: Probability,
+    *,
+    which: str = "all",
+    within: str | Sequence[str] | None = None,
+    floats: bool = False,
+    splitter: Splitter | None = None,
+) -> nn.Module:
+    """`model` itself, with the probability of its dropout set to `p`: in place, in training and eval mode alike.
+
+    `p`, `within` and `splitter` are those of `insert_dropout`. `which` is "inserted", "own" (what the network came
+    with) or "all". `floats` sets probabilities kept as plain numbers (attention, LSTM, `drop_rate`) as well, which are
+    the network's own. Stochastic depth, which leaves out whole branches, is not touched.
+
+    Raises:
+        ValueError: p outside [0, 1), an unknown group, no dropout of this sort. The model is then as it was.
+    """
+    if which not in _WHICH:
+        raise ValueError(f"which is one of {', '.join(map(repr, _WHICH))}; got {which!r}")
+    root = unwrap(model)
+    slots = [s for s in _slots(root) if s.kind != "stochastic depth" and (floats or s.kind != "float")]
+    if which != "all":
+        slots = [s for s in slots if isinstance(s.module, InsertedDropout) == (which == "inserted")]
+    p_at = probabilities(root, [s.module_name for s in slots], p, within, splitter)
+    slots = [s for s in slots if s.module_name in p_at]
+    if not slots:
+        sort = "" if which == "all" else f" {which}"
+        raise ValueError(
+            f"{type(root).__name__} has no{sort} dropout to set here; dropout_table(model) shows what there is, "
+            "insert_dropout(model, p) adds some, and floats=True includes attention's and LSTM's"
+        )
+    for slot in slots:
+        setattr(slot.module, slot.attribute, p_at[slot.module_name])
+    return model
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """An attribute that is a dropout probability."""
+
+    module_name: str
+    module: nn.Module
+    attribute: str
+    kind: str
+
+    @property
+    def p(self) -> float:
+        return float(getattr(self.module, self.attribute))
+
+    @property
+    def name(self) -> str:
+        own = [self.module_name] if self.module_name else []
+        return ".".join(own + [self.attribute] * (self.kind == "float")) or self.attribute
+
+
+def _slots(model: nn.Module) -> Iterator[_Slot]:
+    for name, module in model.named_modules():
+        kind = _kind(module)
+        held = vars(module)
+        if kind is None:
+            numbers = [a for a in held if _FLOAT.fullmatch(a) and _is_number(held[a])]
+            yield from (_Slot(name, module, a, "float") for a in numbers if a in attributes_read(module))
+        else:
+            yield from (_Slot(name, module, a, kind) for a in _RATES if _is_number(held.get(a)))
+
+
+def _kind(module: nn.Module) -> str | None:
+    """What a dropout layer drops; `None` for what is no such layer."""
+    cls = type(module).__name__
+    if isinstance(module, InsertedDropout):
+        return module.kind
+    if cls in ("DropPath", "StochasticDepth") or cls.endswith("DropPath"):
+        return "stochastic depth"
+    if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
+        return "alpha"
+    if isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+        return "channel"
+    if isinstance(module, _DropoutNd):
+        return "element"
+    # fastai's RNNDropout, WeightDropout and EmbeddingDropout, DeBERTa's StableDropout: no subclasses of torch's.
+    return cls.lower().removesuffix("dropout") if cls.endswith("Dropout") else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
