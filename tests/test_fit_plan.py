@@ -26,7 +26,7 @@ from fasthaw.freezing import FreezeContract, fingerprints, frozen, train_only
 from fasthaw.plan import Plan, Stage, chain_thaw, discriminative, gradual_unfreezing, head_then_all, surgical
 from fasthaw.rates import LayerDecay
 from fasthaw.splitters import layer_groups, split_at
-from networks import lstm, residual
+from networks import HEAD, NETWORKS, lstm, residual
 
 GOLDEN = Path(__file__).parent / "golden" / "plan"
 NAMES = ["stem", "body.2", "body.3", "head"]
@@ -140,11 +140,38 @@ def test_the_record_prints_in_a_terminal_and_a_notebook(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     record = fit_plan(make(metrics=accuracy), STAGED)
     lines = [" ".join(line.split()) for line in str(record).splitlines()]
-    assert lines[1] == "stage epochs seconds train_loss valid_loss accuracy trained proved frozen"
-    assert lines[3].startswith("1 head 2 0.") and lines[3].endswith("head stem, body.2, body.3")
-    assert lines[5].endswith("stem .. head (4) -")
+    assert lines[0] == "stage epochs seconds train_loss valid_loss accuracy trained proved frozen"
+    assert lines[2].startswith("1 head 2 0.") and lines[2].endswith("head stem, body.2, body.3")
+    assert lines[4].endswith("stem .. head (4) -")
     assert lines[-1].startswith("8 epochs in ")
     assert "<td>1 head</td>" in record._repr_html_()
+
+
+@pytest.mark.parametrize("net", NETWORKS)
+def test_every_kind_of_network_is_previewed_and_run(net):
+    def fresh():
+        return make(GroupRecorder(), net=net, splitter=split_at(HEAD.get(net, "head")))
+
+    plan = Plan(Stage(1, 1e-3, -1), Stage(1, LayerDecay(1e-3)))
+    want = fresh()
+    fit_plan(want, plan)
+    learn = fresh()
+    said = preview(plan, learn)
+    record = fit_plan(learn, plan)
+    assert weights(learn) == weights(want)
+    assert (learn.group_recorder.dataframe()["lr"].to_numpy().reshape(-1, 2) == said.rates).all()
+    assert record.stages[0].proved == ("stem",)
+
+
+def test_fastais_own_splitters_and_a_single_group_can_be_planned():
+    def body_and_head(model):
+        return [list(model.body.parameters()), list(model.head.parameters())]
+
+    two = fit_plan(make(splitter=body_and_head), Plan(Stage(1, 1e-3, -1), Stage(1, slice(1e-3))))
+    assert [s.trained for s in two.stages] == [("head",), ("group0", "head")]
+    assert two.stages[0].proved == ("group0",)
+    one = fit_plan(make(splitter=lambda model: [list(model.parameters())]), Plan(Stage(1, 1e-3)))
+    assert one.stages[0].trained == ("group0",)
 
 
 # Contracts and callbacks

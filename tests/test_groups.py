@@ -174,7 +174,7 @@ LISTS = {
         "fc.weight is in parameter group 0 and again in 1: it would be stepped twice",
     ),
     "an empty list": (lambda m: [list(m.parameters()), []], "parameter group 1 of 2 is empty"),
-    "parameters without lists": (lambda m: list(m.parameters()), f"{WANTED}Parameter, Parameter, Parameter"),
+    "a parameter among lists": (lambda m: [list(m.body.parameters()), m.fc.weight], f"{WANTED}list, Parameter"),
     "modules": (lambda m: [m.body, m.fc], f"{WANTED}Sequential, Linear"),
     "lists of modules": (
         lambda m: [[m.body], [m.fc]],
@@ -190,6 +190,12 @@ def test_wrong_lists_are_errors(lists, message):
     model = Net()
     with pytest.raises(SplitError, match=message):
         groups_of_lists(model, lists(model))
+
+
+def test_a_flat_list_is_one_group_as_in_fastais_optimizers():
+    model = Net()
+    (group,) = groups_of_lists(model, list(model.parameters()))
+    assert list(map(id, group.params())) == list(map(id, model.parameters()))
 
 
 def test_a_model_without_parameters_is_an_error():

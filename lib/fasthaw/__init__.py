@@ -5,6 +5,8 @@ from .dropout import dropout_table, insert_dropout, remove_dropout, set_dropout
 from .fit import fit_plan, lr_find, lrs, preview
 from .freezing import FreezeContract, changed, fingerprints, frozen, train_only
 from .groups import LayerGroup, SplitError
+from .learner import transfer_learner
+from .optim import param_groups
 from .plan import Plan, Stage, chain_thaw, discriminative, gradual_unfreezing, head_then_all, surgical
 from .rates import Geometric, LayerDecay, PerGroup
 from .report import group_table
@@ -47,6 +49,9 @@ __all__ = [
     "preview",
     "fit_plan",
     "GroupRecorder",
+    # other networks and other trainers
+    "transfer_learner",
+    "param_groups",
     # dropout
     "insert_dropout",
     "remove_dropout",

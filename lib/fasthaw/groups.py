@@ -242,6 +242,8 @@ def _checked_lists(lists: Iterable[Iterable[nn.Parameter]]) -> list[list[nn.Para
         "a splitter returns a list of lists of parameters, such as [list(body.parameters()), list(head.parameters())]"
     )
     lists = list(lists)
+    if lists and all(isinstance(p, Tensor) for p in lists):
+        return [lists]  # fastai's default splitter returns one flat list, which its optimizers take for one group
     if not lists or any(isinstance(ps, Tensor | nn.Module | str) or not isinstance(ps, Iterable) for ps in lists):
         came = ", ".join(type(ps).__name__ for ps in lists[:3]) or "nothing"
         raise SplitError(f"{wanted}; it returned {came}")

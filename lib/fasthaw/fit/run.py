@@ -42,7 +42,8 @@ def fit_plan(
     With `checkpoint`, a file or an existing directory, the state at the start and after each epoch is written there, and
     the same call goes on from it after an interruption; `resume=False` begins anew. A run taken up again ends in the same
     bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or the data loaders, callbacks keep
-    nothing from one epoch to the next (fp16's loss scale begins anew), and kernels are deterministic.
+    nothing from one epoch to the next (fp16's loss scale begins anew), and kernels are deterministic. Only fastai's running
+    mean, which is what it shows as the training loss, starts afresh.
 
     Raises:
         ValueError, TypeError (before the first batch): a stage that does not fit the layer groups, an optimizer without

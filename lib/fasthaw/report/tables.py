@@ -20,8 +20,11 @@ def as_text(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collec
     for row in rows:
         table.add_row(*row)
     out = io.StringIO()
-    Console(file=out, force_jupyter=False, width=shutil.get_terminal_size((120, 24)).columns).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
+    # Plain text, in a notebook too: rich would show it there by itself, and colour what is committed.
+    Console(file=out, force_jupyter=False, color_system=None, width=shutil.get_terminal_size((120, 24)).columns).print(
+        table
+    )
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).lstrip("\n")
 
 
 def as_html(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,142 @@
+"""The console command: `fasthaw groups resnet50` prints a network's layer groups and downloads nothing.
+
+The network is built on the meta device, where tensors have a shape and no numbers, so a large one costs no more than a
+small one. What is wrong with the arguments goes to stderr, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .groups import LayerGroup
+from .learner.archs import near, timm_library, torchvision_builder
+from .report import group_table
+from .splitters import Splitter, split_at, split_blocks, split_even, split_stages
+
+SPLITTERS = "stages, blocks, even:N or at:NAME,NAME,..."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (those of the shell by default); returns the exit code."""
+    parser = argparse.ArgumentParser(prog="fasthaw", description="Layer groups of pretrained networks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    groups = commands.add_parser("groups", help="print the layer groups of a network; nothing is downloaded")
+    groups.add_argument(
+        "arch", help="a torchvision model (resnet50), timm:NAME, or package.module:builder, called without arguments"
+    )
+    groups.add_argument("--splitter", default="stages", metavar="HOW", help=f"{SPLITTERS} (default: stages)")
+    groups.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    args = parser.parse_args(argv)
+    try:
+        splitter = parse_splitter(args.splitter)
+        model = build(args.arch)
+        text = as_json(args.arch, model, splitter) if args.json else str(group_table(model, splitter))
+    except (ValueError, ImportError) as error:
+        groups.error(str(error))
+    print(text)
+    return 0
+
+
+def parse_splitter(text: str) -> Splitter:
+    """The splitter meant by `stages`, `blocks`, `even:N` or `at:NAME,NAME,...`.
+
+    >>> parse_splitter("even:5"), parse_splitter("at:layer3,fc")
+    (split_even(5), split_at('layer3', 'fc'))
+    """
+    way, colon, rest = text.partition(":")
+    if way in ("stages", "blocks") and not colon:
+        return split_stages() if way == "stages" else split_blocks()
+    if way == "even" and rest.isascii() and rest.isdigit():
+        return split_even(int(rest))
+    if way == "at" and all(rest.split(",")):
+        return split_at(*rest.split(","))
+    raise ValueError(f"--splitter is {SPLITTERS}; {text!r} came{near(way, ['stages', 'blocks', 'even', 'at'])}")
+
+
+def build(arch: str) -> nn.Module:
+    """The network on the meta device, or where it cannot be built there, on the CPU without random numbers.
+
+    Raises:
+        ValueError: an unknown name, or a builder that wants arguments or returns no module.
+        ImportError: a package that is not there.
+    """
+    make = _maker(arch)
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (NotImplementedError, RuntimeError):  # RegNet, for one, computes its widths with tensors
+        with _Uninitialised():
+            model = make()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{arch} returned {type(model).__name__}, no module")
+    return model
+
+
+def as_json(arch: str, model: nn.Module, splitter: Splitter) -> str:
+    """The groups with the outermost modules and the number of parameters of each, as a JSON object."""
+    groups = [_as_dict(g) for g in splitter.groups(model)]
+    return json.dumps({"arch": arch, "splitter": repr(splitter), "groups": groups}, indent=2)
+
+
+def _as_dict(group: LayerGroup) -> dict[str, object]:
+    n_params = sum(p.numel() for p in group.params())
+    return {"name": group.name, "modules": list(group.outermost()), "parameters": n_params, "tied": group.tied}
+
+
+def _maker(arch: str) -> Callable[[], nn.Module]:
+    where, colon, name = arch.partition(":")
+    if where == "timm" and colon:
+        timm = timm_library(name)
+        return lambda: timm.create_model(name, pretrained=False)
+    if colon:
+        return _without_weights(_imported(where, name))
+    return _without_weights(torchvision_builder(arch))
+
+
+def _imported(module: str, name: str) -> Callable:
+    if not module or not name:
+        raise ValueError(f"a builder is package.module:builder; '{module}:{name}' came")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a module of one's own beside one, as with `python -m`
+    found = importlib.import_module(module)
+    builder = getattr(found, name, None)
+    if not callable(builder):
+        raise ValueError(f"{module} has no builder {name!r}{near(name, vars(found))}")
+    return builder
+
+
+def _without_weights(builder: Callable) -> Callable[[], nn.Module]:
+    """`builder` without the arguments it does not need; of torchvision's, the default may be to load a backbone's."""
+    signature = inspect.signature(builder)
+    weights = dict.fromkeys(("weights", "weights_backbone") & signature.parameters.keys())
+    try:
+        signature.bind(**weights)
+    except TypeError as error:
+        raise ValueError(f"{builder.__name__} cannot be called without arguments: {error}") from error
+    return lambda: builder(**weights)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Random numbers are not drawn: that is most of the time it takes to build a network."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _DRAWS:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""A learner for any pretrained classifier, uncut: `vision_learner` without its table of architectures.
+
+fastai cuts a network before its pooling and puts a head of its own behind, which fails for thirteen of torchvision's
+classifiers and leaves four a stump. Here the network stays whole and only its last layer is new.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize, get_c
+from fastai.learner import Learner, defaults
+from fastai.optimizer import Adam
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from ..callbacks import FrozenEval
+from ..freezing import FreezeContract
+from ..splitters import Splitter, split_stages
+from .archs import Arch, Stats, load
+from .classifier import Head, drop_aux, fastai_head, with_classifier
+
+__all__ = ["transfer_learner", "with_classifier", "fastai_head", "drop_aux"]
+
+
+def transfer_learner(
+    dls: DataLoaders,
+    arch: Arch,
+    n_out: int | None = None,
+    weights: str | WeightsEnum | None = "DEFAULT",
+    splitter: Splitter | Callable = split_stages(),  # noqa: B008 (a frozen value)
+    contract: FreezeContract = FreezeContract(),  # noqa: B008 (a frozen value)
+    cbs: Callback | Sequence[Callback] | None = None,
+    *,
+    head: Head = "linear",
+    normalize: bool | Stats = True,
+    loss_func: Callable | None = None,
+    opt_func: Callable = Adam,
+    lr: float | slice = defaults.lr,
+    metrics: Callable | Sequence[Callable] | None = None,
+    path: str | Path | None = None,
+    model_dir: str | Path = "models",
+    wd: float | None = None,
+    wd_bn_bias: bool = False,
+    train_bn: bool = True,
+    moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+    **options: object,
+) -> Learner:
+    """A `Learner` on a pretrained network with a new classifier, frozen but for it, as `vision_learner` leaves it.
+
+    `arch` is a torchvision builder or its name, `"timm:NAME"`, or a built module, which is changed in place; `options`
+    go to the builder. `weights` are torchvision's, by name or member; None makes a new network (of a module: says that
+    it is one) and freezes nothing. `n_out` is the number of classes of `dls` unless given. `head` is a new last layer
+    (`"linear"`), the head of `vision_learner` (`"fastai"`), a module, or a function of `(n_features, n_out)`.
+
+    The mean and standard deviation of the weights are added to `dls` where it has no `Normalize`, as fastai does (it acts
+    on `TensorImage`). Give others as `normalize=(mean, std)`; False adds none. A `FrozenEval(contract)` is added unless
+    one is among `cbs`. Auxiliary classifiers of GoogLeNet and Inception are taken away: in training they turn the
+    output into a tuple that no loss or metric takes. Everything else is as in `vision_learner`.
+
+    Raises:
+        ValueError: an unknown architecture or weights, `n_out` neither given nor known, a last layer that cannot be
+            replaced, or a `contract` beside a FrozenEval of your own.
+        TypeError: `arch` is none of the above.
+    """
+    n_out = get_c(dls) if n_out is None else n_out
+    if not n_out:
+        raise ValueError("how many classes there are is not known from the data; pass n_out=")
+    cbs = _with_frozen_eval(cbs, contract)
+    model, stats = load(arch, weights, options)
+    if normalize is not False:
+        _normalize(dls, stats if normalize is True else normalize, model, pretrained=weights is not None)
+    learn = Learner(
+        dls,
+        with_classifier(model, n_out, head),
+        loss_func=loss_func,
+        opt_func=opt_func,
+        lr=lr,
+        splitter=splitter,
+        cbs=cbs,
+        metrics=metrics,
+        path=path,
+        model_dir=model_dir,
+        wd=wd,
+        wd_bn_bias=wd_bn_bias,
+        train_bn=train_bn,
+        moms=moms,
+    )
+    if weights is not None:
+        learn.freeze()
+    return learn
+
+
+def _with_frozen_eval(cbs: Callback | Sequence[Callback] | None, contract: FreezeContract) -> list[Callback]:
+    cbs = [] if cbs is None else list(cbs) if isinstance(cbs, Sequence) else [cbs]
+    if not any(isinstance(cb, FrozenEval) or cb is FrozenEval for cb in cbs):
+        return [*cbs, FrozenEval(contract)]
+    if contract != FreezeContract():
+        raise ValueError(f"{contract} came beside a FrozenEval among cbs; say it there: FrozenEval({contract})")
+    return cbs
+
+
+def _normalize(dls: DataLoaders, stats: Stats | None, model: nn.Module, *, pretrained: bool) -> None:
+    """Add what the weights expect, in place; what is there already stays, and a difference is said."""
+    there = next((t for t in dls.after_batch.fs if isinstance(t, Normalize)), None)
+    if stats is None:
+        if pretrained and there is None:
+            warnings.warn(
+                f"nothing says what mean and standard deviation {type(model).__name__} was trained with, and the data are "
+                "not normalised; pass normalize=(mean, std), or False",
+                stacklevel=3,
+            )
+        return
+    if there is None:
+        dls.add_tfms([Normalize.from_stats(*stats, cuda=False)], "after_batch")
+        if dls.device is not None:
+            dls.to(dls.device)
+    elif there.mean is not None and not _same(there, stats):
+        warnings.warn(
+            f"the data keep their own Normalize, but the weights were trained with mean {stats[0]} and standard deviation "
+            f"{stats[1]}; leave Normalize out of the transforms to get that",
+            stacklevel=3,
+        )
+
+
+def _same(there: Normalize, stats: Stats) -> bool:
+    ours = [np.asarray(t.detach().cpu(), dtype=float).ravel() for t in (there.mean, there.std)]
+    return all(len(a) == len(b) and np.allclose(a, b, atol=1e-4) for a, b in zip(ours, stats, strict=True))

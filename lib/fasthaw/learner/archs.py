@@ -1,0 +1,111 @@
+"""Architectures by name: torchvision's, timm's as `timm:NAME`, and what their weights expect of an image.
+
+What is not known is an error that says what there is; nothing is guessed and nothing else is loaded instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from types import ModuleType
+from typing import TypeAlias
+
+import torchvision.models as tv
+from torch import nn
+from torchvision.models import WeightsEnum
+
+Stats: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+Arch: TypeAlias = str | Callable[..., nn.Module] | nn.Module
+
+_NO_CLASSIFIERS = ("detection", "segmentation", "optical_flow", "quantization")
+
+
+def torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    """torchvision's function of this name; raises ValueError with the names that are near."""
+    if name not in tv.list_models():
+        raise ValueError(
+            f"torchvision has no model {name!r} (timm's are spelled 'timm:NAME'){near(name, tv.list_models())}"
+        )
+    return tv.get_model_builder(name)
+
+
+def timm_library(name: str) -> ModuleType:
+    """timm, once it is sure that it has the model; raises ValueError with the names that are near, or ImportError."""
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"'timm:{name}' needs timm: pip install 'fasthaw[timm]'") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise ValueError(f"timm has no model {name!r}{near(name, timm.list_models())}")
+    return timm
+
+
+def load(arch: Arch, weights: str | WeightsEnum | None, options: dict) -> tuple[nn.Module, Stats | None]:
+    """The network with its weights, and the mean and standard deviation they were trained with, where these are known.
+
+    A built module is returned as it is. `options` go to the builder.
+    """
+    if isinstance(arch, nn.Module):
+        if options:
+            raise TypeError(f"the module is built already, so nothing takes {', '.join(options)}")
+        return arch, _timm_stats(arch) if weights is not None else None
+    if isinstance(arch, str) and arch.startswith("timm:"):
+        return _load_timm(arch.removeprefix("timm:"), weights, options)
+    builder = torchvision_builder(arch) if isinstance(arch, str) else arch
+    where = getattr(builder, "__module__", "").split(".")
+    if where[:2] != ["torchvision", "models"]:
+        raise TypeError(
+            f"transfer_learner takes a torchvision builder or name, 'timm:NAME' or a built module; {arch!r} came. Call "
+            "another library's builder yourself and pass the module"
+        )
+    if where[2] in _NO_CLASSIFIERS:
+        raise ValueError(f"{builder.__name__} makes no classifier of images ({where[2]}); build it and use a Learner")
+    chosen = _torchvision_weights(builder, weights)
+    return builder(weights=chosen, **options), None if chosen is None else _torchvision_stats(chosen)
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """What to add to an error about an unknown name: the known ones that look like it."""
+    close = get_close_matches(name, list(names), 3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _load_timm(name: str, weights: object, options: dict) -> tuple[nn.Module, Stats | None]:
+    if weights not in (None, "DEFAULT"):
+        raise ValueError(
+            f"timm names its weights with the model, as in 'timm:resnet50.a1_in1k'; weights={weights!r} came: leave it at "
+            "'DEFAULT', or None for a new network"
+        )
+    timm = timm_library(name)
+    if weights is not None and not timm.models.is_model_pretrained(name):
+        raise ValueError(f"timm has no weights for {name!r}; weights=None makes a new network")
+    model = timm.create_model(name, pretrained=weights is not None, **options)
+    return model, _timm_stats(model) if weights is not None else None
+
+
+def _timm_stats(model: nn.Module) -> Stats | None:
+    cfg = getattr(model, "pretrained_cfg", None)
+    known = isinstance(cfg, dict) and cfg.get("mean") is not None
+    return (tuple(cfg["mean"]), tuple(cfg["std"])) if known else None
+
+
+def _torchvision_weights(builder: Callable, weights: str | WeightsEnum | None) -> WeightsEnum | None:
+    if weights is None:
+        return None
+    known = tv.get_model_weights(builder)
+    if isinstance(weights, str):
+        name = weights.removeprefix(f"{known.__name__}.")
+        if name in known.__members__:
+            return known[name]
+    elif isinstance(weights, known):
+        return weights
+    raise ValueError(
+        f"{builder.__name__} has no weights {weights!r}; there are {', '.join(known.__members__) or 'none'}, and None for "
+        "a new network"
+    )
+
+
+def _torchvision_stats(weights: WeightsEnum) -> Stats:
+    preset = weights.transforms()
+    return tuple(preset.mean), tuple(preset.std)
