@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: demo test lint format notebooks bench-freeze classifiers clean
+.PHONY: demo test lint format notebooks bench-freeze bench-recorder architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -32,6 +32,13 @@ notebooks: $(VENV)/dev.installed
 
 bench-freeze: $(VENV)/dev.installed
 	$(PY) tests/benchmarks/bench_freeze.py
+
+bench-recorder: $(VENV)/dev.installed
+	$(PY) tests/benchmarks/bench_recorder.py
+
+# Are the layer groups of every architecture right? An hour for all of timm; ARGS="timm:resnet50" picks some.
+architectures: $(VENV)/dev.installed
+	$(PY) tests/architectures.py $(ARGS)
 
 # Does every torchvision classifier train through transfer_learner? Some minutes.
 classifiers: $(VENV)/dev.installed

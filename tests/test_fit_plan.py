@@ -395,7 +395,7 @@ fit_plan(make(), STAGED, checkpoint={str(path)!r}, cbs=Kill())
     fit_plan(want, STAGED)
     record = fit_plan(learn, STAGED, checkpoint=path)
     assert weights(learn) == weights(want)
-    assert record.resumed == "Resumed in stage 2 after 2 epochs."
+    assert record.resumed == "Resumed in stage 2 after epoch 2."
 
 
 def test_a_resumed_record_has_the_values_of_the_epochs_before(tmp_path):

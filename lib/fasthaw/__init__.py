@@ -10,7 +10,16 @@ from .optim import param_groups
 from .plan import Plan, Stage, chain_thaw, discriminative, gradual_unfreezing, head_then_all, surgical
 from .rates import Geometric, LayerDecay, PerGroup
 from .report import group_table
-from .splitters import layer_groups, split_at, split_blocks, split_by, split_even, split_stages
+from .splitters import (
+    execution_order,
+    layer_groups,
+    out_of_order,
+    split_at,
+    split_blocks,
+    split_by,
+    split_even,
+    split_stages,
+)
 
 __all__ = [
     # layer groups
@@ -20,6 +29,8 @@ __all__ = [
     "split_at",
     "split_by",
     "layer_groups",
+    "execution_order",
+    "out_of_order",
     "group_table",
     "LayerGroup",
     "SplitError",

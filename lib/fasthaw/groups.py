@@ -276,7 +276,9 @@ def _check_not_empty(model: nn.Module, groups: tuple[LayerGroup, ...]) -> None:
             continue
         shared = [f"{n} (also {o})" for g in groups for o, n in g.tied.items() if parent_name(n) in group.modules]
         why = (
-            f"all it has is tied to an earlier group: {some_of(shared)}" if shared else f"modules: {some_of(group.modules)}"
+            f"all it has is tied to an earlier group: {some_of(shared)}"
+            if shared
+            else f"modules: {some_of(group.modules)}"
         )
         raise SplitError(f"layer group {group.name!r} of {type(model).__name__} has no parameters of its own; {why}")
 

@@ -104,6 +104,7 @@ class FrozenEval(Callback):
 
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
+        self._groups: tuple[LayerGroup, ...] = ()
         self._muted: list = []
         self._held: list[tuple[str, nn.Module]] = []
         self._still: list[nn.Module] = []
@@ -122,6 +123,7 @@ class FrozenEval(Callback):
 
     def _hold(self, groups: tuple[LayerGroup, ...]) -> None:
         let_go(self._muted)
+        self._groups = groups
         now = held_modules(groups, self.contract, frozen(groups))
         released = {id(m) for _, m in self._held} - {id(m) for _, m in now}
         for _, module in self._held:
@@ -134,7 +136,7 @@ class FrozenEval(Callback):
     def _look_for_noise(self) -> None:
         if self.contract.hold_noise == "nowhere":
             return
-        model, groups = unwrap(self.learn.model), layer_groups(self.learn)
+        model, groups = unwrap(self.learn.model), self._groups
         known = (id(model), self.contract, frozen(groups), sum(len(g.modules) for g in groups))
         if known not in self._noise:
             self._noise[known] = leaking_noise(model, groups, frozen(groups), tuple(self.learn.xb))

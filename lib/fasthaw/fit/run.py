@@ -102,39 +102,47 @@ class _Run:
         self.stage, self.epoch, self.records = saved["stage"], saved["epoch"], from_plain(saved["records"])
         self.history, self.seconds, self.last = saved["history"], saved["seconds"], saved["state"]
         self.where = f"the checkpoint {self.path}"
-        done = self.stage == len(self.plan)
-        place = "at its end" if done else f"in stage {self.stage + 1} after {self.epoch} epochs"
-        self.resumed = f"Resumed {place}."
+        place = f"in stage {self.stage + 1} after epoch {self.epoch}" if self.epoch else f"at stage {self.stage + 1}"
+        self.resumed = f"Resumed {'at its end' if self.stage == len(self.plan) else place}."
 
     def run_stage(self, stage: Stage, holder: FrozenEval, proof: FreezeProof) -> None:
+        """Train the stage from where the run is, and go to the next one."""
         learn, groups = self.learn, listed_groups(self.learn)
         train_only(groups, stage.train)
         trained = tuple(g.name for g, is_frozen in zip(groups, frozen(groups), strict=True) if not is_frozen)
-        guard, own, begun, start = StopAtNonFinite(), holder.contract, time.perf_counter(), self.epoch
-
-        def keep(state: dict, done: int) -> None:
-            nonlocal begun
-            now = time.perf_counter()
-            self.seconds, begun = self.seconds + now - begun, now
-            self.history += epoch_values(learn, len(self.history))
-            self.keep(state, epoch=done)
-
-        cbs = [guard, KeepEpochs(keep, start)]
-        if start:
-            cbs += [TakeUp(start), *([ShowSkipped(tuple(self.history))] if "recorder" in vars(learn) else [])]
+        guard, own, self.begun = StopAtNonFinite(), holder.contract, time.perf_counter()
         holder.contract = stage.contract or own
         try:
-            learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=cbs, start_epoch=start)
+            cbs = [guard, *self._followers()]
+            learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=cbs, start_epoch=self.epoch)
         finally:
             holder.contract = own
         _plain_hypers(learn.opt)
         if guard.found:
             self._fail(stage, guard.found)
-        self.history += epoch_values(learn, len(self.history))
-        seconds = self.seconds + time.perf_counter() - begun
-        self.records.append(StageRecord(stage.title, trained, seconds, tuple(self.history), proof.report()))
+        self._note()
+        self.records.append(StageRecord(stage.title, trained, self.seconds, tuple(self.history), proof.report()))
         self.stage, self.history, self.seconds = self.stage + 1, [], 0.0
         self.keep(snapshot(learn), epoch=0)
+
+    def _followers(self) -> list[Callback]:
+        """What keeps each epoch, and takes the fit up where the run is inside a stage."""
+
+        def epoch_done(state: dict, done: int) -> None:
+            self._note()
+            self.keep(state, epoch=done)
+
+        cbs = [KeepEpochs(epoch_done, self.epoch)]
+        if self.epoch:
+            cbs.append(TakeUp(self.epoch))
+            if "recorder" in vars(self.learn):
+                cbs.append(ShowSkipped(tuple(self.history)))
+        return cbs
+
+    def _note(self) -> None:
+        """Write down the values and the time since the last note."""
+        self.history += epoch_values(self.learn, len(self.history))
+        self.seconds, self.begun = self.seconds + time.perf_counter() - self.begun, time.perf_counter()
 
     def keep(self, state: dict, *, epoch: int) -> None:
         """Remember a good state, and write it where there is a checkpoint."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from ..groups import is_norm, parent_name
@@ -28,15 +29,13 @@ def head_leaves(root: Node, shapes: Shapes) -> tuple[str, ...]:
     """The names of the leaves that make the head, in registration order; none where the network has no head."""
     top = _inside_wrappers(root)
     kids = [c for c in top.children if c.size]
-    cfg = getattr(top.module, "pretrained_cfg", None)
-    if isinstance(cfg, dict) and cfg.get("classifier"):
-        return _with_noise_before(top, _named(top, cfg["classifier"]))
-    prefix = getattr(top.module, "base_model_prefix", None)
-    if isinstance(prefix, str):
-        if prefix in top.module._modules:
-            return _after(top, prefix)
-        if "For" not in type(top.module).__name__:
-            return ()
+    classifier, prefix = _timm_classifier(top.module), _transformers_body(top.module)
+    if classifier:
+        return _with_noise_before(top, _with_twin(top, _named(top, classifier)))
+    if prefix in top.module._modules:
+        return _after(top, prefix)
+    if prefix and "For" not in type(top.module).__name__:
+        return ()
     if "backbone" in top.module._modules:
         return _after(top, "backbone")
     if isinstance(top.module, nn.Sequential) and len(kids) == 2 and kids[0].children:
@@ -48,16 +47,22 @@ def head_leaves(root: Node, shapes: Shapes) -> tuple[str, ...]:
     return _by_structure(top, kids, shapes)
 
 
+def _timm_classifier(module: nn.Module) -> str | Sequence[str]:
+    cfg = getattr(module, "pretrained_cfg", None)
+    return cfg.get("classifier") or "" if isinstance(cfg, dict) else ""
+
+
+def _transformers_body(module: nn.Module) -> str:
+    prefix = getattr(module, "base_model_prefix", "")
+    return prefix if isinstance(prefix, str) else ""
+
+
 def _inside_wrappers(root: Node) -> Node:
-    """The first module on the way down that is more than a wrapper around the one child with parameters."""
+    """The first module on the way down that says what its head is, or has more than one child with parameters."""
     while True:
         inside = [c for c in root.children if c.size]
-        if (
-            len(inside) != 1
-            or inside[0].size < root.size
-            or not inside[0].children
-            or type(root.module).__name__ == _UNET
-        ):
+        speaks = _timm_classifier(root.module) or _transformers_body(root.module) or type(root.module).__name__ == _UNET
+        if speaks or len(inside) != 1 or inside[0].size < root.size or not inside[0].children:
             return root
         root = inside[0]
 
@@ -69,6 +74,22 @@ def _named(top: Node, names: str | Sequence[str]) -> list[Node]:
     around = {parent_name(n) for n in names}
     names = around if len(around) > 1 and top.name not in around else names
     return [n for n in top.walk() if n.name in names and n.size]
+
+
+def _with_twin(top: Node, heads: list[Node]) -> list[Node]:
+    """The heads; where only one was named and its container has a twin (a second head, for distillation), both whole."""
+    if len(heads) != 1:
+        return heads
+    shape = {p.shape for p in heads[0].module._parameters.values() if p is not None}
+    around = next(c for c in top.children if set(heads[0].leaves) <= set(c.leaves))
+    twins = [
+        c for c in top.children if c.kind is around.kind and c is not around and c.children and shape <= _shapes(c)
+    ]
+    return [around, *twins] if twins else heads
+
+
+def _shapes(node: Node) -> set[torch.Size]:
+    return {p.shape for p in node.module.parameters()}
 
 
 def _after(top: Node, child: str) -> tuple[str, ...]:

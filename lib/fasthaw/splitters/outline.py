@@ -1,11 +1,12 @@
 """The outline of a network: its stem, its stages with their blocks, its head.
 
-The rule. The head is taken off (see `head`). From the root the search goes down to the *chain*: the module whose
-repeated children, of one class or containers of one class of block, hold most of its parameters; where several children
-hold chains (an encoder and a decoder, two towers) each is gone into. A child of the chain that is itself a run of blocks
-is a stage. What stands before the first is the stem, between two belongs to the later, after the last to the last. Where
-the chain is one flat run of blocks, stages are made of it: between poolings, else where the kind of block changes, else
-where the width does, else four of about equal size. A block is never cut.
+The rule. The head is taken off (see `head`). From the root the search goes down to the *chain*: the first module whose
+children are alike (two or more of one class, containers of one class of block, or runs of blocks) and hold a good part
+of its parameters; where several children hold chains (an encoder and a decoder, two towers) each is gone into. A child
+of the chain that is itself a run of blocks is a stage. What stands before the first is the stem, between two belongs to
+the later, after the last to the last. Where the chain is one flat run of blocks, stages are made of it: each block if
+there are seven or fewer, else between poolings, else where the kind of block changes, else where the width does, else
+four of about equal size. A block is never cut.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ def _stages(elements: Sequence[Node], shapes: Shapes) -> tuple[list[Node], list[
 
 
 def _runs(elements: Sequence[Node], shapes: Shapes) -> list[Node]:
-    """The stages among the members of a chain: its runs, and where single blocks outweigh those, the blocks as well."""
+    """The stages among the members of a chain: its runs, and single blocks where they weigh half as much or more."""
     runs, kinds = [e for e in elements if shapes.is_run(e)], repeated(elements)
     blocks = [e for e in elements if shapes.is_block(e) and e.kind in kinds and e not in runs]
     few = len(runs) + len(blocks) <= MOST
-    mixed = runs and few and sum(b.size for b in blocks) > sum(r.size for r in runs)
+    mixed = runs and few and 2 * sum(b.size for b in blocks) > sum(r.size for r in runs)
     return [e for e in elements if e in runs or (mixed and e in blocks)]
 
 

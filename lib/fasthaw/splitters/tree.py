@@ -185,11 +185,11 @@ class Shapes:
         return len(inside) > 1 or any(map(self.is_block, node.children)) or any(map(self.is_run, inside))
 
     def is_chain(self, node: Node) -> bool:
-        """Whether children that are alike, of a kind that is there twice or runs of blocks, hold a third of it or more."""
+        """Whether children that are alike, of a kind that is there twice or runs of blocks, hold a fifth of it or more."""
         kinds = repeated(node.children)
         runs = [c for c in node.children if c.size and self.is_run(c)]
         alike = [c for c in node.children if c.kind in kinds or (len(runs) > 1 and c in runs)]
-        return 3 * sum(c.size for c in alike) > node.size
+        return 5 * sum(c.size for c in alike) > node.size
 
     def has_chain(self, node: Node) -> bool:
         """Whether it is a chain or one stands below; what inside a block looks like one does not count."""
