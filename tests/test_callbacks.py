@@ -16,6 +16,7 @@ from torch import nn
 
 from data import learner, loaders
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
+from fasthaw.demo import digits
 from fasthaw.freezing import FreezeContract, changed, fingerprints, frozen, train_only
 from fasthaw.groups import SplitError
 from fasthaw.splitters import layer_groups, split_at
@@ -25,7 +26,6 @@ OPTIMIZERS = {
     "adam": partial(Adam, wd=0.1),
     "adamw": partial(OptimWrapper, opt=partial(torch.optim.AdamW, weight_decay=0.1)),
 }
-no_bars = pytest.mark.filterwarnings("ignore")
 
 
 class FrozenForwards(Callback):
@@ -351,6 +351,22 @@ def test_predictions_need_no_fit_and_are_what_they_were(tmp_path):
         loaded = load_learner(tmp_path / "export.pkl")
     loaded.dls = loaders()
     assert torch.equal(loaded.get_preds()[0], expected)
+
+
+def test_predict_of_one_item_is_the_same_with_and_without_us_before_a_fit_and_after():
+    dls, answers = digits(size=32), []
+    for cbs in (FrozenEval(), None):
+        torch.manual_seed(0)
+        learn = learner(residual(), splitter=split_at("head"), cbs=cbs, dls=dls)
+        learn.model.head[1] = nn.Linear(8, 10)
+        answers.append(learn.predict(dls.valid.items[0][0])[2])
+    assert torch.equal(*answers)
+    learn.add_cb(FrozenEval())
+    learn.freeze()
+    learn.fit(1, 1e-3)
+    before = learn.predict(dls.valid.items[0][0])[2]
+    learn.remove_cb(FrozenEval)
+    assert torch.equal(learn.predict(dls.valid.items[0][0])[2], before)
 
 
 def test_predictions_after_an_interrupted_fit_are_those_of_eval_mode():
