@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters architectures classifiers clean
+.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters bench-dropout dropout-coverage architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,13 @@ bench-recorder: $(VENV)/dev.installed
 
 bench-splitters: $(VENV)/dev.installed
 	$(PY) tests/benchmarks/bench_splitters.py
+
+bench-dropout: $(VENV)/dev.installed
+	$(PY) tests/benchmarks/bench_dropout.py
+
+# Is dropout after every activation of every network, and nothing else changed? Some minutes.
+dropout-coverage: $(VENV)/dev.installed
+	$(PY) tests/dropout_coverage.py $(ARGS)
 
 # Are the layer groups of every architecture right? An hour for all of timm; ARGS="timm:resnet50" picks some.
 architectures: $(VENV)/dev.installed

@@ -224,9 +224,10 @@ def test_without_weights_around_it_the_shape_decides():
     assert child(torch.ones(8, 4, 9)).std(2).min() > 0
 
 
-def test_dropout_after_an_in_place_activation_is_not_in_place():
+@pytest.mark.parametrize("kind", ["element", "channel"])
+def test_dropout_after_an_in_place_activation_is_not_in_place(kind):
     """`nn.Dropout(inplace=True)` there breaks backward: the activation's backward needs its output."""
-    model = insert_dropout(nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)), 0.5)
+    model = insert_dropout(nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 2)), 0.5, kind=kind)
     seen = []
     model[2].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     (before,) = applied(model, torch.randn(16, 8))
