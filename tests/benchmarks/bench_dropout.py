@@ -57,7 +57,9 @@ def main() -> int:
     ratio = statistics.median(2 * i / (p + a) for p, a, i in zip(plain, again, inserted, strict=True))
     null = statistics.median(a / p for p, a in zip(plain, again, strict=True))
     print(f"ResNet-50, eval forward, {CALLS} activation calls: {statistics.median(plain):.2f} ms without dropout,")
-    print(f"{statistics.median(inserted):.2f} ms with; ratio {ratio:.4f} (limit {1 + LIMIT}), of two without {null:.4f};")
+    print(
+        f"{statistics.median(inserted):.2f} ms with; ratio {ratio:.4f} (limit {1 + LIMIT}), of two without {null:.4f};"
+    )
     print(f"the hooks by themselves are {hook:.2%} of it")
     return int(ratio > 1 + LIMIT)
 
