@@ -119,10 +119,13 @@ def plot(steps: Steps, names: Sequence[str], path: Path) -> None:
     rates, still = np.array(steps.rates), np.array(steps.frozen)
     for i, name in enumerate(names):
         color = plt.cm.viridis(i / (len(names) - 1) * 0.9)
-        above.plot(np.where(still[:, i], np.nan, rates[:, i]), color=color, label=name)
+        above.plot(
+            np.where(still[:, i], np.nan, rates[:, i]), color=color, label=f" {name}"
+        )  # a leading _ would hide it
         above.plot(np.where(still[:, i], rates[:, i], np.nan), color=color, linestyle=":", linewidth=0.8)
     above.set(yscale="log", ylabel="learning rate", title="Each layer group's rate (dotted: frozen)")
-    above.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    lines, labels = above.get_legend_handles_labels()
+    above.legend(lines[::-1], labels[::-1], fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     below.plot(steps.loss_at, color="black", linewidth=1)
     below.set(ylabel="training loss", xlabel="step")
     for start, stage in zip(steps.starts, PLAN, strict=True):
