@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters bench-dropout dropout-coverage architectures classifiers clean
+.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters bench-dropout bench-features dropout-coverage architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,6 +41,9 @@ bench-splitters: $(VENV)/dev.installed
 
 bench-dropout: $(VENV)/dev.installed
 	$(PY) tests/benchmarks/bench_dropout.py
+
+bench-features: $(VENV)/dev.installed
+	$(PY) tests/benchmarks/bench_features.py $(ARGS)
 
 # Is dropout after every activation of every network, and nothing else changed? Some minutes.
 dropout-coverage: $(VENV)/dev.installed

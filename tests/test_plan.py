@@ -38,6 +38,12 @@ def test_a_plan_without_contracts_has_no_column_for_them():
     assert "contract" not in str(Plan(Stage(1, 1e-3)))
 
 
+def test_caches_have_a_column_where_a_stage_has_one():
+    plan = Plan(Stage(4, 1e-2, -1, cache=True), Stage(2, 1e-3, -2, cache="auto"), Stage(2, 1e-3))
+    assert [line.split()[-1] for line in str(plan).splitlines()[:-1]] == ["cache", "yes", "auto", "-"]
+    assert eval(repr(plan), SPACE) == plan
+
+
 @pytest.mark.parametrize("plan", [STAGED, *RECIPES])
 def test_repr_evaluates_back_and_pickling_keeps_a_plan_equal(plan):
     assert eval(repr(plan), SPACE) == plan
@@ -95,6 +101,8 @@ def test_a_stage_is_called_by_its_name_or_by_what_it_trains(stage, title):
         ((1, 1e-3, None), TypeError, r"which groups train\?"),
         ((1, 1e-3, "all", 3), TypeError, r"the name of a stage is a text; 3 came"),
         ((1, 1e-3, "all", None, "fixed"), TypeError, r"a FreezeContract or None; 'fixed' came"),
+        ((1, 1e-3, -1, None, None, "yes"), ValueError, r"cache is True, False or 'auto'; 'yes' came"),
+        ((1, 1e-3, -1, None, None, 1), ValueError, r"cache is True, False or 'auto'; 1 came"),
     ],
 )
 def test_a_stage_that_can_mean_nothing_is_an_error(args, kind, message):
@@ -120,6 +128,7 @@ def test_a_plan_takes_nothing_but_stages():
         (Stage(1, [1e-4, 1e-3]), r"stage 3 \(all\): PerGroup has 2 rates and there are 4 layer groups"),
         (Stage(1, [1e-3, 1e-3, 0, 0], -2), r"stage 3 \(last 2\) trains nothing: the rate of layer2, head is 0"),
         (Stage(1, 0.0), r"stage 3 \(all\) trains nothing: the rate of stem, layer1, layer2, head is 0"),
+        (Stage(1, 1e-3, cache=True), r"stage 3 \(all\) has cache=True and trains stem, the first group"),
     ],
 )
 def test_a_stage_that_does_not_fit_the_groups_is_named(stage, message):

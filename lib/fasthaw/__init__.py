@@ -2,6 +2,7 @@
 
 from .callbacks import FreezeProof, FrozenEval, GroupRecorder, UnfreezeAt
 from .dropout import dropout_table, insert_dropout, remove_dropout, set_dropout
+from .features import cached_features
 from .fit import fit_plan, lr_find, lrs, preview
 from .freezing import FreezeContract, changed, fingerprints, frozen, train_only
 from .groups import LayerGroup, SplitError
@@ -60,6 +61,8 @@ __all__ = [
     "preview",
     "fit_plan",
     "GroupRecorder",
+    # frozen parts cost nothing
+    "cached_features",
     # other networks and other trainers
     "transfer_learner",
     "param_groups",

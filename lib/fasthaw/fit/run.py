@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from fastai.callback import schedule  # noqa: F401 (adds fit_one_cycle to Learner)
@@ -14,6 +14,7 @@ from fastai.learner import Learner
 
 from ..callbacks import FreezeProof, FrozenEval
 from ..checkpoint import load, put_back, save, snapshot
+from ..features import CachedFeatures, cached_features
 from ..freezing import frozen, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..plan import Plan, Stage, check
@@ -114,7 +115,8 @@ class _Run:
         holder.contract = stage.contract or own
         try:
             cbs = [guard, *self._followers()]
-            learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=cbs, start_epoch=self.epoch)
+            with _cache(learn, stage):
+                learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=cbs, start_epoch=self.epoch)
         finally:
             holder.contract = own
         _plain_hypers(learn.opt)
@@ -198,6 +200,13 @@ def _callbacks(learn: Learner, cbs: Callback | Sequence[Callback]) -> Iterator[t
                 stack.enter_context(learn.added_cbs(cb))
             found.append(cb)
         yield found[0], found[1]
+
+
+def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
+    """What the stage asks for; within a `cached_features` of the user's that one goes on."""
+    if not stage.cache or any(isinstance(cb, CachedFeatures) for cb in learn.cbs):
+        return nullcontext()
+    return cached_features(learn, required=stage.cache is True)
 
 
 def _file(path: Path) -> Path:

@@ -25,9 +25,11 @@ class Stage:
         train: `-k` for the last `k` groups, `0` or `"all"`, a name or a tuple of names.
         name: what tables call the stage; else what it trains.
         contract: what holds still in the frozen groups of this stage; `None` is the learner's own `FrozenEval`.
+        cache: `True` computes the frozen layers before the first trained one once an item (`cached_features`), or is an
+            error where that would change what is learned; `"auto"` then warns with the reason and goes on without.
 
     Raises:
-        TypeError, ValueError: epochs below 1, a rate or a selection that can mean nothing.
+        TypeError, ValueError: epochs below 1, a rate, a selection or another option that can mean nothing.
 
     >>> Stage(2, 1e-2, train=-1)
     Stage(2, 0.01, train=-1)
@@ -40,6 +42,7 @@ class Stage:
     train: Which = "all"
     name: str | None = None
     contract: FreezeContract | None = None
+    cache: bool | str = False
 
     def __post_init__(self) -> None:
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int):
@@ -50,6 +53,8 @@ class Stage:
             raise TypeError(f"the name of a stage is a text; {self.name!r} came")
         if self.contract is not None and not isinstance(self.contract, FreezeContract):
             raise TypeError(f"the contract of a stage is a FreezeContract or None; {self.contract!r} came")
+        if not isinstance(self.cache, bool) and self.cache != "auto":
+            raise ValueError(f"cache is True, False or 'auto'; {self.cache!r} came")
         object.__setattr__(self, "lr", as_rate(self.lr))
         object.__setattr__(self, "train", _checked(self.train))
 
@@ -63,8 +68,10 @@ class Stage:
         return " + ".join(self.train)
 
     def __repr__(self) -> str:
-        more = [("train", self.train, "all"), ("name", self.name, None), ("contract", self.contract, None)]
-        options = "".join(f", {k}={v!r}" for k, v, default in more if v != default)
+        defaults = {"train": "all", "name": None, "contract": None, "cache": False}
+        options = "".join(
+            f", {k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default
+        )
         return f"Stage({self.epochs}, {_short(self.lr)}{options})"
 
 
@@ -120,13 +127,18 @@ class Plan:
         return f"{len(self)} stages, {sum(s.epochs for s in self)} epochs"
 
     def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Header and rows; the contract has a column where a stage has one."""
-        rows = [
-            (f"{i} {s.title}", str(s.epochs), _words(s.train), _short(s.lr), _contract(s))
-            for i, s in enumerate(self, 1)
-        ]
-        n = 5 if any(s.contract for s in self) else 4
-        return ("stage", "epochs", "train", "lr", "contract")[:n], [r[:n] for r in rows]
+        """Header and rows; contract and cache have a column where a stage has one."""
+        columns = {
+            "stage": [f"{i} {s.title}" for i, s in enumerate(self, 1)],
+            "epochs": [str(s.epochs) for s in self],
+            "train": [_words(s.train) for s in self],
+            "lr": [_short(s.lr) for s in self],
+        }
+        if any(s.contract for s in self):
+            columns["contract"] = [_contract(s) for s in self]
+        if any(s.cache for s in self):
+            columns["cache"] = ["auto" if s.cache == "auto" else "yes" if s.cache else "-" for s in self]
+        return tuple(columns), list(zip(*columns.values(), strict=True))
 
 
 def check(plan: Plan, names: Sequence[str]) -> None:
@@ -134,8 +146,8 @@ def check(plan: Plan, names: Sequence[str]) -> None:
 
     Raises:
         TypeError: not a plan.
-        ValueError: an unknown group or one out of range, the wrong number of rates, or rates that are all zero where
-            groups train; the message names the stage.
+        ValueError: an unknown group or one out of range, the wrong number of rates, rates that are all zero where
+            groups train, or a cache where the first group trains; the message names the stage.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"a plan is wanted, such as Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3)); {plan!r} came")
@@ -148,6 +160,11 @@ def check(plan: Plan, names: Sequence[str]) -> None:
             trained = ", ".join(n for n, t in zip(names, trains, strict=True) if t)
             raise ValueError(
                 f"stage {i} ({stage.title}) trains nothing: the rate of {trained} is 0. Give one a rate above 0"
+            )
+        if stage.cache is True and trains[0]:
+            raise ValueError(
+                f"stage {i} ({stage.title}) has cache=True and trains {names[0]}, the first group, so no frozen layer comes "
+                "before a trained one. Freeze the first groups (train=-1), or leave the cache out"
             )
 
 

@@ -1,0 +1,160 @@
+"""Serving: batches made from rows instead of from files, in the order and with the random draws of the loader they replace.
+
+What a loader does besides reading items stays its own: it orders, shuffles, weighs and drops as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from fastai.data.load import DataLoader
+from torch import Tensor
+from torch.utils import data as torch_data
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from .cut import Cut, Refused
+from .playback import Playback, zeros_like
+from .store import Column, Table
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a batch is made: for each leaf an item of it, and whether its values are kept or replaced by zeros."""
+
+    spec: TreeSpec
+    items: tuple[Tensor, ...]
+    kept: tuple[bool, ...]
+
+    def columns(self) -> list[Column]:
+        """One column a kept leaf."""
+        return [Column(tuple(t.shape[1:]), t.dtype) for t, keep in zip(self.items, self.kept, strict=True) if keep]
+
+    def rows(self, batch) -> list[Tensor]:
+        """The kept leaves of a batch that is like the first one.
+
+        Raises:
+            Refused: it is not.
+        """
+        leaves = _leaves(batch)
+        for one, t in zip(self.items, leaves, strict=True):
+            if one.shape[1:] != t.shape[1:] or one.dtype != t.dtype:
+                raise Refused(
+                    f"items of shape {tuple(one.shape[1:])} and {tuple(t.shape[1:])} came in two batches; a cache needs one "
+                    "shape for all. Resize or pad them alike, or fit without the cache"
+                )
+        return [plain(t) for t, keep in zip(leaves, self.kept, strict=True) if keep]
+
+
+def layout_of(batch, cut: Cut) -> Layout:
+    """The layout of batches like this one: targets are kept, and inputs as far as the network reads them past the cut."""
+    leaves, spec = tree_flatten(batch)
+    leaves = _leaves(batch)
+    n_inputs = cut.n_inputs
+    kept = tuple(i >= n_inputs or i in cut.inputs for i in range(len(leaves)))
+    return Layout(spec, tuple(t[:1] for t in leaves), kept)
+
+
+def plain(t: Tensor) -> Tensor:
+    """`t` without fastai's type, as the network gets it."""
+    return t.as_subclass(Tensor)
+
+
+def _leaves(batch) -> list[Tensor]:
+    leaves = tree_flatten(batch)[0]
+    if not all(isinstance(t, Tensor) and t.dim() > 0 for t in leaves) or len({len(t) for t in leaves}) > 1:
+        raise Refused("a batch is not tensors with one row an item, so it cannot be cached; fit without the cache")
+    return leaves
+
+
+def in_order(dl, items: Sequence[int], **kwargs) -> DataLoader | torch_data.DataLoader:
+    """A loader like `dl` that yields these items in this order, in batches of the same size."""
+    if isinstance(dl, DataLoader):
+        return dl.new(shuffle=False, drop_last=False, get_idxs=lambda: list(items), **kwargs)
+    return torch_data.DataLoader(
+        dl.dataset, dl.batch_size, sampler=items, collate_fn=dl.collate_fn, **{"num_workers": dl.num_workers, **kwargs}
+    )
+
+
+def n_items(dl) -> int:
+    """How many items `dl` draws from, the first of its dataset."""
+    return dl.n if isinstance(dl, DataLoader) else len(dl.dataset)
+
+
+def batch_size(dl) -> int:
+    """How many items make a full batch."""
+    return dl.bs if isinstance(dl, DataLoader) else dl.batch_size
+
+
+def check_loader(dl) -> None:
+    """Raise `Refused` for a loader whose items cannot be named by their position in a dataset."""
+    kind = type(dl).__name__
+    if isinstance(dl, DataLoader):
+        whole = dl.indexed and dl.n is not None and dl.bs is not None
+        if whole and type(dl).__iter__ is DataLoader.__iter__ and not {"create_batches", "sample"} & vars(dl).keys():
+            return
+    elif isinstance(dl, torch_data.DataLoader) and dl.batch_size is not None:
+        if not isinstance(dl.dataset, torch_data.IterableDataset):
+            return
+    raise Refused(
+        f"the {kind} makes its batches in a way of its own, not by the position of items in a dataset; fit without the cache"
+    )
+
+
+class CachedLoader:
+    """Yields the batches of `source` from the rows of `tables`, the one whose `turn` it is."""
+
+    def __init__(self, source, tables: Sequence[Table], layout: Layout, cut: Cut, play: Playback, device) -> None:
+        self.source, self.turn, self._tables = source, 0, tables
+        self._layout, self._forms, self._play, self._device = layout, cut.forms, play, device
+        self._blank = [zeros_like(plain(t), cut) for t in layout.items]
+        self._solid = cut.solid
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getattr__(self, name: str):
+        return getattr(self.source, name)
+
+    def __iter__(self) -> Iterator:
+        table = self._tables[self.turn % len(self._tables)]
+        try:
+            for items in _batches_of_items(self.source):
+                yield self._batch(table, items)
+        finally:
+            self._play.clear()
+
+    def _batch(self, table: Table, items: Tensor):
+        rows, n = table.take(items), len(items)
+        features = [
+            form.whole(r.to(self._device, form.dtype, non_blocking=True))
+            for form, r in zip(self._forms, rows, strict=False)
+        ]
+        kept = iter(rows[len(self._forms) :])
+        leaves = []
+        for one, blank, keep in zip(self._layout.items, self._blank, self._layout.kept, strict=True):
+            t = next(kept).to(self._device, non_blocking=True) if keep else blank.expand(n, *blank.shape[1:])
+            t = t.clone() if self._solid and not keep else t
+            leaves.append(t if type(one) is Tensor else t.as_subclass(type(one)))
+        self._play.set(features, n, leaves[0])
+        return tree_unflatten(leaves, self._layout.spec)
+
+
+def _batches_of_items(dl) -> Iterator[Tensor]:
+    """The positions that make each batch of `dl`, with every random draw that `dl` itself would make."""
+    if not isinstance(dl, DataLoader):
+        alike = torch_data.DataLoader(
+            range(len(dl.dataset)), batch_sampler=dl.batch_sampler, collate_fn=torch.tensor, generator=dl.generator
+        )
+        yield from alike
+        return
+    dl.randomize()
+    dl.before_iter()
+    items = dl.get_idxs()
+    # Behind each fastai loader is one of torch's, which draws a seed for its workers at the start of an epoch.
+    iter(torch_data.DataLoader(range(1)))
+    for some in torch.tensor(items).split(dl.bs):
+        if len(some) == dl.bs or not dl.drop_last:
+            yield some
+    dl.after_iter()
