@@ -285,6 +285,30 @@ def test_modes_are_put_in_order_after_someone_validated_inside_the_epoch():
     assert moved(learn, start)[0] == [] and all(forwards.same)
 
 
+@pytest.mark.parametrize("meddle", ["another module", "another contract"])
+def test_what_is_changed_between_two_epochs_of_a_fit_counts_in_the_second(meddle):
+    learn, _ = body_and_head(residual)
+    modes = []
+
+    class Meddles(Callback):
+        def after_epoch(self):
+            if meddle == "another module":
+                self.model.body[1] = nn.BatchNorm2d(8, affine=False)
+            else:
+                self.learn.frozen_eval.contract = FreezeContract(hold_stats="nowhere")
+
+        def before_batch(self):
+            if self.training:
+                modes.append(self.model.body[1].training)
+
+    learn.freeze()
+    learn.fit(3, 1e-2, cbs=Meddles())
+    n = len(modes) // 3
+    held = meddle == "another module"
+    assert modes == [False] * n + [not held] * 2 * n
+    assert torch.equal(learn.model.body[1].running_mean, torch.zeros(8)) == held
+
+
 def test_frozen_state_is_dropped_and_every_other_kept():
     learn, _ = body_and_head(residual)
     learn.fit(1, 1e-2)

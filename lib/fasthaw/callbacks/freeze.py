@@ -72,16 +72,16 @@ class FrozenEval(Callback):
         self._enforce(groups)
 
     def before_train(self) -> None:
-        groups = layer_groups(self.learn)
+        facts = self._facts()
+        if facts == self._known:
+            self._muted += hold(self._held)  # each epoch begins with everything in train mode
+            return
         _check_known(self.learn)
-        self._enforce(groups)
-        self._hold(groups)
+        self._renew()
 
     def before_batch(self) -> None:
         if self._state != tuple(p.requires_grad for p in self._params):
-            groups = layer_groups(self.learn)
-            self._enforce(groups)
-            self._hold(groups)
+            self._renew()
         elif any(m.training for m in self._still):
             # Somebody validated or called `model.train()` inside the epoch.
             hold(self._held)
@@ -102,8 +102,23 @@ class FrozenEval(Callback):
         let_go(self._muted)
         self._clear()
 
+    def _facts(self) -> tuple:
+        """All that groups, contract and optimizer state follow from; what is told by its id is kept alive by the groups."""
+        learn = self.learn
+        parts = unwrap(learn.model).modules(), unwrap(learn.model).parameters()
+        ids = [id(part) for some in parts for part in some]
+        return self.contract, learn.splitter, learn.opt, ids, [p.requires_grad for p in self._params]
+
+    def _renew(self) -> None:
+        """Work the groups out again, and enforce the contract on them."""
+        groups = layer_groups(self.learn)
+        self._enforce(groups)
+        self._hold(groups)
+        self._known = self._facts()
+
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
+        self._known: tuple = ()
         self._groups: tuple[LayerGroup, ...] = ()
         self._muted: list = []
         self._held: list[tuple[str, nn.Module]] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,13 @@ class Cut:
     def forms(self) -> tuple[Form, ...]:
         """The forms of the live tensors."""
         return tuple(self.answers[key].leaves[i] for key, i in self.live)
+
+    @cached_property
+    def hidden(self) -> tuple[tuple[str, nn.Module], ...]:
+        """`(dotted name, module)` of all that a cached forward does not run, or runs on zeros."""
+        live = {id(self.modules[name]) for name in self.names}
+        inside = (pair for name, module in self.modules.items() for pair in module.named_modules(prefix=name))
+        return tuple((name, module) for name, module in inside if id(module) not in live)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -250,11 +258,9 @@ def check_hooks(cut: Cut) -> None:
     Raises:
         Refused: names the modules.
     """
-    live = {id(cut.modules[name]) for name in cut.names}
-    for name, module in cut.modules.items():
-        blind = [n for n, m in module.named_modules(prefix=name) if m._forward_hooks and id(m) not in live]
-        if blind:
-            raise Refused(
-                f"a forward hook looks at {blind[0]} inside the frozen part, which is not run again. Remove the hook "
-                "(callbacks such as ActivationStats make them), or fit without the cache"
-            )
+    blind = next((name for name, module in cut.hidden if module._forward_hooks), None)
+    if blind is not None:
+        raise Refused(
+            f"a forward hook looks at {blind} inside the frozen part, which is not run again. Remove the hook "
+            "(callbacks such as ActivationStats make them), or fit without the cache"
+        )

@@ -59,13 +59,14 @@ class Playback:
     def __init__(self, cut: Cut) -> None:
         self._at = {at: j for j, at in enumerate(cut.live)}
         self._answers, self._solid = cut.answers, cut.solid
-        self._dead: dict[tuple[Key, int], Tensor] = {}  # by call and number of items
+        self._dead: dict[int, dict[Key, Tensor]] = {}  # by number of items and call
         self.stubs = Rerouted(cut.modules, self._answer)
         self.clear()
 
     def set(self, features: Sequence[Tensor], n: int, first: Tensor | None = None) -> None:
         """The live tensors of the next batch of `n` items, whose first input is `first`."""
         self._features, self._n, self._first = features, n, first
+        self._zeros = self._dead.setdefault(n, {})
 
     def clear(self) -> None:
         """No batch."""
@@ -79,7 +80,7 @@ class Playback:
         return len(first) == self._n and first.data_ptr() == self._first.data_ptr()
 
     def _answer(self, key, real, *args, **kwargs):
-        dead = self._dead.get((key, self._n))
+        dead = self._zeros.get(key)
         if dead is not None:
             return dead
         answer = self._answers.get(key)
@@ -89,7 +90,7 @@ class Playback:
         if not (answer.spec.is_leaf() and isinstance(answer.leaves[0], Form)):
             return tree_unflatten(leaves, answer.spec)
         if not self._solid and (key, 0) not in self._at:
-            self._dead[key, self._n] = leaves[0]
+            self._zeros[key] = leaves[0]
         return leaves[0]
 
     def _leaf(self, key: Key, i: int, leaf: Form | object):

@@ -7,7 +7,6 @@ and the `state_dict` stay what they are, and the network's own forward runs.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -77,21 +76,21 @@ class Rerouted:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], around: Callable) -> None:
-        self._around, self._counts = around, Counter()
+        self._around, self._counts = around, dict.fromkeys(modules, 0)
         self._modules = [(m, self._wrapped(name, m), m.__dict__.get("forward")) for name, m in modules.items()]
 
     def _wrapped(self, name: str, module: nn.Module) -> Callable:
-        real = module.forward
+        real, around, counts = module.forward, self._around, self._counts
 
         def forward(*args, **kwargs):
-            key = name, self._counts[name]
-            self._counts[name] += 1
-            return self._around(key, real, *args, **kwargs)
+            n = counts[name]
+            counts[name] = n + 1
+            return around((name, n), real, *args, **kwargs)
 
         return forward
 
     def __enter__(self) -> Rerouted:
-        self._counts.clear()
+        self._counts.update(dict.fromkeys(self._counts, 0))
         for module, forward, _ in self._modules:
             module.__dict__["forward"] = forward
         return self
