@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from contextlib import nullcontext
 from types import CodeType
 
 import torch.nn.functional as F
@@ -77,15 +78,15 @@ class Watch:
 
     def __call__(self, *args, **kwargs):
         forward, child = type(self.host).forward, self.host._modules.get(AFTER_CALLS)
-        before = getattr(_state, "watch", None)
+        drops, around = child is not None and child.training, getattr(_state, "watch", None)
+        if not drops and around is None:  # nothing to keep apart; torch 2.4 cannot compile the rest
+            return forward(self.host, *args, **kwargs)
         _state.watch = self
         try:
-            if child is None or not child.training:
-                return forward(self.host, *args, **kwargs)
-            with _DropCalls(self, child):
+            with _DropCalls(self, child) if drops else nullcontext():
                 return forward(self.host, *args, **kwargs)
         finally:
-            _state.watch = before
+            _state.watch = around
 
 
 class _DropCalls(TorchFunctionMode):
