@@ -13,7 +13,7 @@ import torch
 from fastai.learner import Learner
 
 from ..callbacks import FrozenEval
-from ..freezing import fingerprints, frozen, leaking_noise
+from ..freezing import fingerprints, frozen, leaking_noise, untouched
 from ..groups import LayerGroup
 from .cut import Cut, Refused, find_cut
 from .fold import fast_copy
@@ -22,7 +22,6 @@ from .loader import Layout, batch_size, check_loader, in_order, layout_of, n_ite
 from .playback import proved
 from .refusals import check_learner, check_same_twice
 from .rows import Maker, Task, columns_of, first, first_batch, precision, split
-from .sites import untouched
 from .store import Folder, Table, gigabytes, in_memory
 
 _BOUND = 1e-5  # a larger difference, as a share of the largest output, is another computation and not another rounding

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..freezing import untouched
 from .cut import Cut, Refused, floats
 from .forms import Form
-from .sites import Key, Rerouted, untouched
+from .sites import Key, Rerouted
 
 _WRITTEN = "single memory location"  # what torch says where zeros that share one number are written to
 _FEW = 8  # items that are also compared in eval mode

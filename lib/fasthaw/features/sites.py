@@ -7,13 +7,13 @@ and the `state_dict` stay what they are, and the network's own forward runs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..freezing import untouched
 from ..groups import LayerGroup
 
 Key = tuple[str, int]  # a module's dotted name, and which of its calls in one forward, from 0
@@ -103,40 +103,8 @@ class Rerouted:
                 module.__dict__["forward"] = before
 
 
-@contextmanager
-def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Puts the random state and every module's attributes and buffers back on leaving; inside, `seed` where given."""
-    kept = [(m, dict(vars(m)), {n: b.clone() for n, b in m._buffers.items() if b is not None}) for m in model.modules()]
-    try:
-        with same_rng():
-            if seed is not None:
-                torch.manual_seed(seed)
-                random.seed(seed)
-            yield
-    finally:
-        with torch.no_grad():
-            for module, attributes, buffers in kept:
-                vars(module).clear()
-                vars(module).update(attributes)
-                for name, buffer in buffers.items():
-                    module._buffers[name].copy_(buffer)
-
-
 def rng_state() -> tuple:
     """The random state of Python, NumPy and torch, to see whether it moved."""
     numpy = np.random.get_state()
     devices = [torch.cuda.get_rng_state().numpy().tobytes()] if torch.cuda.is_available() else []
     return random.getstate(), numpy[1].tobytes(), numpy[2], torch.get_rng_state().numpy().tobytes(), *devices
-
-
-@contextmanager
-def same_rng() -> Iterator[None]:
-    """Puts the random state of Python, NumPy and torch back on leaving."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -6,7 +6,6 @@ keep its flag, as part of it trains, so the noise is found by running the prefix
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..groups import LayerGroup, parent_name
+from .untouched import untouched
 
 _ITEMS = 2
 
@@ -66,42 +66,23 @@ def _trace(
     def trains(module, args):
         raise _TrainedPart
 
-    handles, kept, python_rng = [], _keep(model), random.getstate()
+    handles = []
     try:
         for group, is_frozen in zip(groups, frozen, strict=True):
             for name, module in group.modules.items():
                 handles.append(module.register_forward_pre_hook(enters(name) if is_frozen else trains))
                 if is_frozen:
                     handles.append(module.register_forward_hook(leaves(name)))
-        devices = {t.device for t in tree_leaves(inputs) if t.is_cuda}
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            random.seed(seed)
+        with untouched(model, seed=seed), torch.no_grad():
             model(*inputs)
     except _TrainedPart:
         pass
     finally:
-        random.setstate(python_rng)
         for handle in handles:
             handle.remove()
-        _put_back(kept)
     return seen
 
 
 def _sums(value) -> tuple[str, ...]:
     """One number a tensor, as text: two NaNs are the same."""
     return tuple(t.abs().double().sum().item().hex() for t in tree_leaves(value) if isinstance(t, Tensor))
-
-
-def _keep(model: nn.Module) -> list[tuple[nn.Module, dict, dict[str, Tensor]]]:
-    """Every module's attributes (a language model keeps its hidden state there) and a copy of its buffers."""
-    return [(m, dict(vars(m)), {n: b.clone() for n, b in m._buffers.items() if b is not None}) for m in model.modules()]
-
-
-def _put_back(kept: list[tuple[nn.Module, dict, dict[str, Tensor]]]) -> None:
-    with torch.no_grad():
-        for module, attributes, buffers in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, buffer in buffers.items():
-                module._buffers[name].copy_(buffer)
