@@ -49,7 +49,8 @@ bench-features: $(VENV)/dev.installed
 dropout-coverage: $(VENV)/dev.installed
 	$(PY) tests/dropout_coverage.py $(ARGS)
 
-# Are the layer groups of every architecture right? An hour for all of timm; ARGS="timm:resnet50" picks some.
+# Are the layer groups of every architecture right, and do frozen ones stand still in training? An hour for all;
+# ARGS="timm:resnet50" picks some.
 architectures: $(VENV)/dev.installed
 	$(PY) tests/architectures.py $(ARGS)
 

@@ -257,3 +257,24 @@ def test_looking_for_noise_puts_back_rng_buffers_and_attributes():
     torch.set_rng_state(state)
     torch.randn(6, 4)  # what noise_of draws for its input is all that was drawn
     assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_hook_that_the_first_forward_registers_is_there_once():
+    class Records(nn.Module):
+        """Registers its hooks in its first forward and remembers that, as Transformers' models do."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            if not vars(self).get("recording"):
+                self.recording = True
+                self.first.register_forward_hook(lambda *_: None)
+            return self.last(self.first(x))
+
+    net = Records()
+    noise_of(net, "last")
+    assert len(net.first._forward_hooks) == 0
+    net(torch.randn(6, 4))
+    assert len(net.first._forward_hooks) == 1

@@ -13,11 +13,12 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Puts random state and every module's attributes and buffers back on leaving; inside, `seed` where given.
+    """Puts random state and every module's attributes, hooks and buffers back on leaving; inside, `seed` where given.
 
-    Attributes count, as a language model keeps its hidden state there.
+    Attributes count, as a language model keeps its hidden state there, and hooks, as Transformers' models register theirs in
+    their first forward.
     """
-    kept = [(m, dict(vars(m)), {n: b.clone() for n, b in m._buffers.items() if b is not None}) for m in model.modules()]
+    kept = [_Kept(m) for m in model.modules()]
     try:
         with _same_random_numbers():
             if seed is not None:
@@ -25,12 +26,28 @@ def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
                 random.seed(seed)
             yield
     finally:
+        for one in kept:
+            one.put_back()
+
+
+class _Kept:
+    """What a module was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.attributes = module, dict(vars(module))
+        # Hooks and the like stay in the dictionaries that they are in: handles point there.
+        self.keys = [(d, set(d)) for d in self.attributes.values() if isinstance(d, dict)]
+        self.buffers = {n: b.clone() for n, b in module._buffers.items() if b is not None}
+
+    def put_back(self) -> None:
+        vars(self.module).clear()
+        vars(self.module).update(self.attributes)
+        for dictionary, keys in self.keys:
+            for key in dictionary.keys() - keys:
+                del dictionary[key]
         with torch.no_grad():
-            for module, attributes, buffers in kept:
-                vars(module).clear()
-                vars(module).update(attributes)
-                for name, buffer in buffers.items():
-                    module._buffers[name].copy_(buffer)
+            for name, buffer in self.buffers.items():
+                self.module._buffers[name].copy_(buffer)
 
 
 @contextmanager
