@@ -39,6 +39,31 @@ def test_stages_cover_the_network_in_order_and_end_in_the_classifier(name):
     assert len(split_even(min(n, 5)).groups(model)) == min(n, 5)
 
 
+TRAINED = (
+    "torchvision:efficientnet_b0",
+    "torchvision:googlenet",
+    "torchvision:lraspp_mobilenet_v3_large",
+    "torchvision:raft_large",
+    "torchvision:ssdlite320_mobilenet_v3_large",
+    "timm:levit_128",
+    "timm:efficientvim_m1",
+    "transformers:SegformerForSemanticSegmentation",
+    "transformers:Wav2Vec2ForSequenceClassification",
+    "fastai:xresnet18",
+    "fastai:AWD_LSTM-classifier",
+    "fastai:TabularModel",
+)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_moves_the_last_group_and_nothing_in_frozen_ones(name):
+    assert arch.step_problems(FAMILIES[name]) == []
+
+
+def test_without_frozen_eval_that_is_not_so():
+    assert arch.step_problems(FAMILIES["fastai:xresnet18"], cbs=()) == ["0.1.running_mean is frozen and moved"]
+
+
 @pytest.mark.parametrize(
     "name", [n for n in FAMILIES if n.startswith(("timm:coat_", "timm:twins", "timm:efficientvim"))]
 )

@@ -187,6 +187,7 @@ SAME = {
     "resnetv2_50": 18,
     "efficientnet_b0": 18,
     "dm_nfnet_f0": 14,
+    "regnety_002": 15,
 }
 DIFFERENT = {
     "beit_base_patch16_224": (14, 14, 2, "the norm after the last block is pretrained: no head"),
@@ -198,7 +199,6 @@ DIFFERENT = {
     "eva02_tiny_patch14_224": (13, 14, 160, "no classifier: the last block has the full rate"),
     "pvt_v2_b0": (10, 6, 158, "timm's are stages"),
     "maxvit_tiny_tf_224": (13, 6, 416, "timm's are stages"),
-    "regnety_002": (6, 15, 171, "ours are stages: a block is no item of a list or Sequential there"),
     "poolformer_s12": (14, 12, 64, "timm takes twelve tensors at a time"),
     "coat_tiny": (16, 19, 111, "branches: ours in order of registration, timm's of resolution"),
 }

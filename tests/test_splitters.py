@@ -76,6 +76,15 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(Block(outs), Block(outs))
 
 
+class Numbered(nn.Module):
+    """A run of blocks that are its own children, as in timm's RegNet."""
+
+    def __init__(self, width: int, n: int) -> None:
+        super().__init__()
+        for i in range(n):
+            self.add_module(f"b{i + 1}", Block(width))
+
+
 # ---- the networks of the README and of everybody
 
 
@@ -124,7 +133,7 @@ def test_the_head_is_the_new_layers_alone(name, layers, network):
 
 @pytest.mark.parametrize("name", ["vgg16", "alexnet", "mobilenet_v3_small", "convnext_tiny", "maxvit_t"])
 def test_of_a_long_torchvision_classifier_only_the_last_layer_is_new(name):
-    model = arch.torchvision(name)
+    model = arch.torchvision(name).build()
     head = split_stages().groups(model)[-1]
     last = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
     assert [n for n, _ in head.named_params()] == [f"{last}.weight"] + [f"{last}.bias"] * (name != "maxvit_t")
@@ -133,7 +142,9 @@ def test_of_a_long_torchvision_classifier_only_the_last_layer_is_new(name):
 @pytest.mark.parametrize(("name", "aux"), [("googlenet", ["aux1", "aux2"]), ("inception_v3", ["AuxLogits"])])
 def test_auxiliary_classifiers_belong_to_the_head(name, aux):
     assert [*aux, "fc"] == [
-        n for n in split_stages().groups(arch.torchvision(name))[-1].outermost() if n not in ("avgpool", "dropout")
+        n
+        for n in split_stages().groups(arch.torchvision(name).build())[-1].outermost()
+        if n not in ("avgpool", "dropout")
     ]
 
 
@@ -147,7 +158,7 @@ def test_auxiliary_classifiers_belong_to_the_head(name, aux):
     ],
 )
 def test_all_after_a_backbone_is_the_head(name, parts):
-    head = split_stages().groups(arch.torchvision(name))[-1]
+    head = split_stages().groups(arch.torchvision(name).build())[-1]
     assert [n for n in head.outermost() if n != "transform"] == parts
 
 
@@ -157,7 +168,7 @@ def test_what_follows_the_last_stage_belongs_to_it(name, layer, network):
 
 
 def test_dropout_before_the_classifier_belongs_to_the_head():
-    groups = split_stages().groups(arch.torchvision("mobilenet_v2"))
+    groups = split_stages().groups(arch.torchvision("mobilenet_v2").build())
     assert [n for n, m in groups[-1].modules.items() if isinstance(m, nn.Dropout)] == ["classifier.0"]
 
 
@@ -178,6 +189,16 @@ CASES = {
     "a class around a run is a stage, with what precedes its blocks": (
         lambda: net(stem=conv(3, 4), stages=nn.Sequential(Stage(4, 4), Stage(4, 8), Stage(8, 8)), head=nn.Linear(8, 2)),
         ["stem", "stages.0", "stages.1", "stages.2", "head"],
+    ),
+    "so is one that numbers its blocks itself": (
+        lambda: net(
+            stem=conv(3, 4),
+            s1=Numbered(4, n=1),
+            s2=Numbered(4, n=2),
+            s3=Numbered(4, n=3),
+            head=nn.Linear(4, 2),
+        ),
+        ["stem", "s1", "s2", "s3", "head"],
     ),
     "what stands between two stages belongs to the later, what follows the last to that": (
         lambda: net(
@@ -311,6 +332,11 @@ def test_split_blocks_makes_a_group_a_block(name, n, network):
 def test_blocks_have_the_names_of_their_modules(network):
     assert names(network("resnet18"), split_blocks())[:4] == ["stem", "layer1.0", "layer1.1", "layer2.0"]
     assert names(network("vision_learner-resnet18"), split_blocks())[:4] == ["stem", "block1", "block2", "block3"]
+
+
+def test_blocks_that_a_stage_numbers_itself_are_groups_of_their_own():
+    model = net(stem=conv(3, 4), s1=Numbered(4, n=1), s2=Numbered(4, n=2), head=nn.Linear(4, 2))
+    assert names(model, split_blocks()) == ["stem", "s1", "s2.b1", "s2.b2", "head"]
 
 
 BLOCKS = {"BasicBlock", "Bottleneck", "MBConv", "_DenseLayer", "SwinTransformerBlock", "EncoderBlock", "MBConvBlock"}

@@ -37,7 +37,7 @@ def param_groups(
 
     `LayerDecay` over `split_blocks()` is the layer-wise decay of ELECTRA (Clark et al. 2020, appendix) and BEiT (Bao et
     al. 2022, appendix): the head at `lr`, each block at `decay` times the one after it, the stem last. In timm's ViT,
-    DeiT, Swin, Mixer, XCiT, LeViT, ResNet, EfficientNet and NFNet every parameter gets the scale it has in timm's own
+    DeiT, Swin, Mixer, XCiT, LeViT, ResNet, RegNet, EfficientNet and NFNet every parameter gets the scale it has in timm's own
     `param_groups_layer_decay`. Elsewhere the two differ:
 
     - the norm between the last block and the classifier (BEiT, ConvNeXt, DenseNet), MobileNetV3's last convolution and
@@ -45,7 +45,7 @@ def param_groups(
     - CaiT's two blocks of class attention are blocks; timm gives them the head's rate;
     - a network without a classifier (EVA-02): its last block has the full rate; timm keeps that for a head to come;
     - DenseNet's transitions go with the block they open; timm's with the one they close;
-    - PVT and MaxViT: blocks here, stages in timm. RegNet: stages here, blocks in timm;
+    - PVT and MaxViT: blocks here, stages in timm;
     - PoolFormer: timm has no rule and takes twelve tensors at a time, across blocks;
     - CoaT: branches in order of registration (`in_order` gives that of the calls); timm's in order of resolution.
 

@@ -2,7 +2,7 @@
 
 A *block* is what is never cut: a module that is more than a container and holds at least two weight layers (a residual
 block, a transformer layer). A *run* holds blocks one after the other: `nn.Sequential`, `nn.ModuleList`, `nn.ModuleDict`,
-or a class of its own around one of those (`ConvNeXtStage`).
+a class of its own around one of those (`ConvNeXtStage`) or one that numbers its children (`b1`, `b2` in timm's RegNet).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from math import prod
 
 from torch import nn
 
@@ -32,9 +33,11 @@ class Node:
 
     def walk(self) -> Iterator[Node]:
         """This node and all below, in registration order."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        left = [self]
+        while left:
+            node = left.pop()
+            yield node
+            left.extend(reversed(node.children))
 
     @property
     def plain(self) -> bool:
@@ -56,13 +59,13 @@ def _node(name: str, module: nn.Module, modules: set[int], params: set[int]) -> 
     if id(module) in modules:
         return None
     modules.add(id(module))
-    own = [p for p in module._parameters.values() if p is not None]
-    size = sum(p.numel() for p in own if id(p) not in params)
-    params.update(map(id, own))
+    own = {id(p): p.shape for p in module._parameters.values() if p is not None}
+    size = sum(prod(shape) for key, shape in own.items() if key not in params)
+    params.update(own)
     prefix = f"{name}." if name else ""
     kids = [_node(prefix + n, m, modules, params) for n, m in module._modules.items() if m is not None]
     kids = [k for k in kids if k is not None]
-    widths = [k.width for k in kids if k.width] or [p.shape[0] for p in own if p.ndim]
+    widths = [k.width for k in kids if k.width] or [shape[0] for shape in own.values() if shape]
     return Node(
         name=name,
         module=module,
@@ -70,7 +73,7 @@ def _node(name: str, module: nn.Module, modules: set[int], params: set[int]) -> 
         children=() if "parametrizations" in module._modules else tuple(kids),
         leaves=tuple(leaf for k in kids for leaf in k.leaves) if module._modules else (name,),
         size=size + sum(k.size for k in kids),
-        weights=sum(p.ndim > 1 for p in own) + sum(k.weights for k in kids),
+        weights=sum(len(shape) > 1 for shape in own.values()) + sum(k.weights for k in kids),
         width=widths[-1] if widths else 0,
     )
 
@@ -157,11 +160,11 @@ class Shapes:
 
     @staticmethod
     def _inside(node: Node) -> tuple[Node, ...]:
-        return (node, *node.children) if isinstance(node.module, _CONTAINERS) else node.children
+        return (node, *node.children) if _lists(node) else node.children
 
     def _repeats(self, node: Node) -> bool:
         """Whether it is a container of two or more blocks of one class, and of no other weights or activations."""
-        if not isinstance(node.module, _CONTAINERS):
+        if not _lists(node):
             return False
         kinds = {c.kind for c in node.children if c.size}
         blocks = [c for c in node.children if self.is_block(c) or self._is_pair(c)]
@@ -208,6 +211,11 @@ class Shapes:
         if self._counts[type(node.module)] > 2 and self.is_block(node):
             return None
         return next((n for n in node.walk() if n.children and self.is_chain(n)), None)
+
+
+def _lists(node: Node) -> bool:
+    """Whether it is a container, or numbers its children as one would."""
+    return isinstance(node.module, _CONTAINERS) or all(c.name[-1].isdigit() for c in node.children)
 
 
 def repeated(nodes: Collection[Node]) -> set[object]:
