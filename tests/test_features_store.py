@@ -13,10 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.data.core import Datasets
+from fastai.data.core import Datasets, Pipeline, Transform
 from fastai.data.transforms import Categorize
 from fastai.vision.augment import Resize
-from fasttransform import Pipeline, Transform
 from torch import nn
 
 from fasthaw.features import store
