@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastcore.basics import noop
 
 
 class Listeners:
@@ -26,7 +25,7 @@ class Listeners:
         for cb in listeners:
             cb(event)
 
-    def around(self, f, event_type: str, ex: type[Exception], final=noop) -> None:
+    def around(self, f, event_type: str, ex: type[Exception], final=lambda: None) -> None:
         """As `learn._with_events`."""
         try:
             self(f"before_{event_type}")
