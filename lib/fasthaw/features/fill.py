@@ -26,7 +26,7 @@ from .store import Folder, Table, gigabytes, in_memory
 
 _BOUND = 1e-5  # a larger difference, as a share of the largest output, is another computation and not another rounding
 _DTYPES = (None, torch.float32, torch.float16, torch.bfloat16)
-_CHECKED, _ASKED = 32, 8  # items that are run both ways, and items that tell whether a cache still holds
+_ASKED = 8  # items that tell whether a cache still holds
 _SETS = ("training", "validation")
 
 
@@ -138,8 +138,8 @@ def _fill(
     started = time.perf_counter()
     for i, dl in loaders.items():
         if i or settings.views == 1:
-            check_same_twice(dl, first(dl, _CHECKED), _SETS[i])
-    batches = {i: first_batch(learn, dl, _CHECKED) for i, dl in loaders.items()}
+            check_same_twice(dl, first(dl), _SETS[i])
+    batches = {i: first_batch(learn, dl) for i, dl in loaders.items()}
     cut, apart = _proved_cut(learn, groups, split(learn, batches[0])[0])
     maker = Maker(learn, learn.model, cut)
     if settings.fast_fill:

@@ -111,12 +111,12 @@ def split(learn: Learner, batch: Sequence) -> tuple[tuple, tuple]:
     return tree_map(plain, tuple(batch[:i])), tuple(batch[i:])
 
 
-def first(dl, most: int) -> range:
-    """The first items of `dl`, at most a batch."""
-    return range(min(most, batch_size(dl), n_items(dl)))
+def first(dl, most: int | None = None) -> range:
+    """The first items of `dl`: a batch, or at most so many."""
+    return range(min(most or batch_size(dl), batch_size(dl), n_items(dl)))
 
 
-def first_batch(learn: Learner, dl, most: int):
+def first_batch(learn: Learner, dl, most: int | None = None):
     """The batch of those items, on the device of the network."""
     return learn._set_device(next(iter(in_order(dl, first(dl, most), num_workers=0))))
 
