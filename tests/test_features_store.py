@@ -323,6 +323,13 @@ def other_label_of(path):
     return path.name[1]
 
 
+def identical_for(kind):
+    def encodes(x: kind):
+        return x
+
+    return encodes
+
+
 def tiny_datasets(tmp_path, f):
     paths = [tmp_path / f"{i}{9 - i}.txt" for i in range(3)]
     for p in paths:
@@ -341,15 +348,8 @@ def test_identity_tells_apart_what_a_cache_depends_on(tmp_path):
         *(torch.zeros(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.bfloat16)),
         *(frame, frame.rename(columns={"a": "b"}), frame + 1, frame["a"]),
         *(Config(1), Config(2), label_of, other_label_of, lambda x: x, lambda x: x + 1, int, np, "a".join, [].append),
-        *(
-            file,
-            tmp_path / "b",
-            nn.ReLU(),
-            nn.Linear(2, 2),
-            Resize(8, "squish"),
-            Resize(9, "squish"),
-            Transform(label_of),
-        ),
+        *(file, tmp_path / "b", nn.ReLU(), nn.Linear(2, 2), Resize(8, "squish"), Resize(9, "squish")),
+        *(Transform(label_of), *map(identical_for, (int, float)), *map(Transform, map(identical_for, (int, float)))),
         *(Transform(other_label_of), tiny_datasets(tmp_path, label_of), tiny_datasets(tmp_path, other_label_of)),
     ]
     assert len({identity(value) for value in different}) == len(different)

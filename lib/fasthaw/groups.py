@@ -75,6 +75,11 @@ def parent_name(name: str) -> str:
     return name.rpartition(".")[0]
 
 
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where `name` is, as `nn.Module.set_submodule`, which came with torch 2.5."""
+    setattr(model.get_submodule(parent_name(name)), name.rpartition(".")[2], module)
+
+
 def is_norm(module: nn.Module | None) -> bool:
     """Whether `module` is a normalisation layer: torch's own, a subclass, or a leaf that calls itself a norm.
 

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_map
 
+from ..groups import set_module
 from .cut import Cut, Refused
 from .playback import collect, gap
 
@@ -27,8 +28,8 @@ def fast_copy(model: nn.Module, cut: Cut, inputs: tuple) -> tuple[nn.Module, Cut
     fast = copy.deepcopy(model).eval()
     modules = dict(fast.named_modules())
     for conv, bn in _pairs(fast, inputs):
-        _replace(fast, conv, fuse_conv_bn_eval(modules[conv], modules[bn]))
-        _replace(fast, bn, nn.Identity())
+        set_module(fast, conv, fuse_conv_bn_eval(modules[conv], modules[bn]))
+        set_module(fast, bn, nn.Identity())
     fast.to(memory_format=torch.channels_last)
     moved = replace(cut, modules={name: fast.get_submodule(name) for name in cut.modules})
     exact, fused = collect(model, cut, inputs), collect(fast, moved, channels_last(inputs))
@@ -73,8 +74,3 @@ def _pairs(model: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
         for handle in handles:
             handle.remove()
     return [(conv, bn) for conv, bn in pairs.items() if calls.count(conv) == 1 == calls.count(bn)]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

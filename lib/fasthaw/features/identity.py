@@ -88,14 +88,13 @@ def _parts_of_object(value) -> Iterable:
         return value.func, value.args, value.keywords
     if isinstance(value, MethodType):
         return value.__func__, value.__self__
+    dispatched = _dispatched_to(value)
+    if dispatched is not None:
+        return dispatched
     if isroutine(value):
         return _parts_of_function(value)
     if isinstance(value, nn.Module):
         return repr(value), dict(value.state_dict())
-    methods = getattr(value, "methods", ())
-    implementations = [m.implementation for m in methods if isroutine(getattr(m, "implementation", None))]
-    if implementations:  # what fastai's transforms dispatch to
-        return implementations
     attributes = getattr(value, "__dict__", None)
     if attributes is None:
         array = getattr(value, "__array_interface__", None)
@@ -110,9 +109,17 @@ def _parts_of_object(value) -> Iterable:
     return [x for name in sorted(attributes) if name != "__signature__" for x in (name, attributes[name])]
 
 
+def _dispatched_to(value) -> list | None:
+    """The functions that a transform of fastai chooses from by type: plum's, and fastcore's own before fastai 2.8."""
+    if type(value).__name__ == "TypeDispatch":
+        return [f for by_second in value.funcs.d.values() for f in by_second.d.values()] + list(value.bases)
+    methods = getattr(value, "methods", ())
+    return [m.implementation for m in methods if isroutine(getattr(m, "implementation", None))] or None
+
+
 def _parts_of_function(f) -> Iterable:
     code = getattr(f, "__code__", None)
     if code is None:
         return getattr(f, "__module__", None), f.__qualname__
     cells = [c.cell_contents for c in f.__closure__ or ()]
-    return f.__qualname__, code, f.__defaults__, cells
+    return f.__qualname__, code, f.__defaults__, cells, str(f.__annotations__)

@@ -13,7 +13,7 @@ import torchvision.models as tv
 from fastai.torch_core import apply_init
 from torch import nn
 
-from ..groups import parent_name
+from ..groups import parent_name, set_module
 
 Head: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 
@@ -67,7 +67,7 @@ def _put_layer(model: nn.Module, n_out: int) -> None:
         new: nn.Module = nn.Linear(old.in_features, n_out, bias=bias)
     else:
         new = nn.Conv2d(old.in_channels, n_out, old.kernel_size, old.stride, old.padding, bias=bias)
-    model.set_submodule(name, new)
+    set_module(model, name, new)
 
 
 def _take_layer(model: nn.Module) -> int:
@@ -78,14 +78,14 @@ def _take_layer(model: nn.Module) -> int:
         return layers[0].in_features if isinstance(layers[0], nn.Linear) else layers[0].in_channels
     name, old = _last_layer(model)
     if isinstance(old, nn.Linear):
-        model.set_submodule(name, nn.Identity())
+        set_module(model, name, nn.Identity())
         return old.in_features
     # SqueezeNet's classifier is a convolution and then a ReLU and the pooling, which are about the old classes as well.
     around = model.get_submodule(parent_name(name))
     names = list(around._modules)
     for later in names[names.index(name.rpartition(".")[2]) + 1 :]:
         setattr(around, later, nn.Identity())
-    model.set_submodule(name, nn.AdaptiveAvgPool2d(1))
+    set_module(model, name, nn.AdaptiveAvgPool2d(1))
     return old.in_channels
 
 
