@@ -142,8 +142,8 @@ def groups_of_lists(model: nn.Module, lists: Iterable[Iterable[nn.Parameter]]) -
     """Layer groups for fastai's lists of parameters: one a list, named `group0`, `group1`, ..., `head`.
 
     A module joins the group of its parameters; a parameterless one that of its container, or where the container spans
-    several, the group before it. Parameters that are in no list
-    and were frozen by hand, which fastai's default splitter leaves out, come first as one more group, `unlisted`.
+    several, the group before it. Parameters that are in no list and were frozen by hand, which fastai's default splitter
+    leaves out, come first as one more group, `unlisted`.
 
     Raises:
         SplitError: the container is not a list of lists of parameters, a list is empty, a parameter is in two lists,
