@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..callbacks import FrozenEval
 from ..checkpoint import random_state, set_random_state
-from ..freezing import FreezeContract, selected
+from ..freezing import FreezeContract, selected, untouched
 from ..groups import LayerGroup, unwrap
 from ..plan import Plan, check
 from ..report.plots import plot_lanes, strips
@@ -173,31 +173,18 @@ class _Backward:
         return 1 - self.known[key] / self.whole if self.whole else None
 
     def _count(self, names) -> int:
-        kept = [(m, dict(vars(m))) for m in self.model.modules()]
-        state = random_state(self.learn)
-        copies = _copies(self.model, names)
-        try:
+        params = {n: p.detach().clone().requires_grad_(n in names) for n, p in self.model.named_parameters()}
+        with untouched(self.model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
             self.model.train()
-            with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-                outputs = functional_call(self.model, copies, self.inputs)
-                forward = counter.get_total_flops()
-                leaves = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
-                torch.stack([t.float().sum() for t in leaves]).sum().backward()
-                return counter.get_total_flops() - forward
-        finally:
-            for module, attributes in kept:
-                vars(module).clear()
-                vars(module).update(attributes)
-            set_random_state(self.learn, state)
-
-
-def _copies(model: nn.Module, names) -> Mapping[str, Tensor]:
-    params = {n: p.detach().clone().requires_grad_(n in names) for n, p in model.named_parameters()}
-    return params | {n: b.clone() for n, b in model.named_buffers()}
+            outputs = functional_call(self.model, params, self.inputs)
+            forward = counter.get_total_flops()
+            leaves = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+            torch.stack([t.float().sum() for t in leaves]).sum().backward()
+            return counter.get_total_flops() - forward
 
 
 def _two_items(learn: Learner) -> tuple:
-    """The inputs of the first two items of a training batch, where the model is; random states are put back."""
+    """The first two inputs of a training batch, plain tensors where the model is; random states are put back."""
     state, loader = random_state(learn), learn.dls.train
     try:
         batch = loader.one_batch() if isinstance(loader, DataLoader) else next(iter(loader))
@@ -205,4 +192,9 @@ def _two_items(learn: Learner) -> tuple:
         set_random_state(learn, state)
     n_inputs = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
     device = next(unwrap(learn.model).parameters()).device
-    return tree_map(lambda t: t[:2].to(device) if isinstance(t, Tensor) else t, tuple(batch[:n_inputs]))
+
+    def two(t):
+        # Counting in torch 2.4 fails on fastai's subclasses.
+        return t.as_subclass(Tensor)[:2].to(device) if isinstance(t, Tensor) else t
+
+    return tree_map(two, tuple(batch[:n_inputs]))
