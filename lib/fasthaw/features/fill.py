@@ -126,8 +126,9 @@ def filled(learn: Learner, groups: Sequence[LayerGroup], settings: CacheSettings
     prints = fingerprints(g for g, f in zip(groups, frozen(groups), strict=True) if f)
     device = next(learn.model.parameters()).device
     holds_for = (frozen(groups), tuple(prints.items()), str(device), tuple(map(id, loaders.values())))
+    may = before is not None and before.holds_for == holds_for
     with untouched(learn.model):
-        if before is not None and before.holds_for == holds_for and _still(before, settings):
+        if may and _right(before.maker, before.tasks, before.named, settings, _ASKED):
             return before
         return _fill(learn, groups, settings, loaders, holds_for)
 
@@ -153,7 +154,8 @@ def _fill(
             f"{settings.memory:g} GB; name a directory to keep it in, allow more memory, or halve it with dtype=torch.float16"
         )
     key = settings.directory and _key(learn, cut, tasks, holds_for, settings)
-    named, reused = _tables(maker, tasks, settings, key, batches)
+    del batches  # a fill needs the memory
+    named, reused = _tables(maker, tasks, settings, key)
     where = "in memory" if not any(t.on_disk for t in named.values()) else f"in {settings.directory}"
     report = CacheReport(cut.names, n, needed, where, time.perf_counter() - started, apart, reused)
     return Cached(cut, maker, tasks, named, holds_for, report)
@@ -185,9 +187,7 @@ def _tasks(loaders: dict, layouts: dict[int, Layout], cut: Cut, settings: CacheS
     )
 
 
-def _tables(
-    maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: str | None, batches: dict
-) -> tuple[dict, bool]:
+def _tables(maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: str | None) -> tuple[dict, bool]:
     """The tables by name, and whether an earlier run had filled them."""
     where = "in memory" if key is None else f"in {settings.directory}"
 
@@ -198,7 +198,7 @@ def _tables(
     if key is None:
         return {t.name: in_memory(t.columns, t.n, rows(t)) for t in tasks}, False
     folder = Folder(settings.directory, key)
-    named = _kept(folder, maker, tasks, settings, batches)
+    named = _kept(folder, maker, tasks, settings)
     if named is not None:
         return named, True
     with folder.writing(sum(t.bytes for t in tasks)) as writer:
@@ -207,28 +207,23 @@ def _tables(
     return folder.tables(settings.bytes), False
 
 
-def _kept(folder: Folder, maker: Maker, tasks: Sequence[Task], settings: CacheSettings, batches: dict) -> dict | None:
+def _kept(folder: Folder, maker: Maker, tasks: Sequence[Task], settings: CacheSettings) -> dict | None:
     """The tables that an earlier run left in `folder`, if they are whole and still right."""
     try:
         named = folder.tables(settings.bytes)
     except ValueError as e:
         warnings.warn(f"{e}; the cache is filled again", stacklevel=2)
         return None
-    if named is None or _right(maker, tasks, named, settings, batches):
+    if named is None or _right(maker, tasks, named, settings):
         return named
     warnings.warn(f"{folder.path} holds other features than the network makes now; it is filled again", stacklevel=2)
     return None
 
 
-def _still(cache: Cached, settings: CacheSettings) -> bool:
-    learn = cache.maker.learn
-    batches = {t.set: first_batch(learn, t.loader, _ASKED) for t in cache.tasks}
-    return _right(cache.maker, cache.tasks, cache.named, settings, batches)
-
-
-def _right(maker: Maker, tasks: Sequence[Task], named: dict, settings: CacheSettings, batches: dict) -> bool:
-    """Whether the first rows are what the network makes of these batches; where each draw is another, that cannot be asked."""
+def _right(maker: Maker, tasks: Sequence[Task], named: dict, settings: CacheSettings, most: int | None = None) -> bool:
+    """Whether rows are what the network makes of the first batch, or of its first items; not asked where draws are random."""
     asked = [t for t in tasks if t.set or settings.views == 1]
+    batches = {t.set: first_batch(maker.learn, t.loader, most) for t in asked}
     return all(maker.same(t, named[t.name], batches[t.set], settings.bound) for t in asked)
 
 

@@ -49,11 +49,9 @@ class Layout:
 
 def layout_of(batch, cut: Cut) -> Layout:
     """The layout of batches like this one: targets are kept, and inputs as far as the network reads them past the cut."""
-    leaves, spec = tree_flatten(batch)
     leaves = _leaves(batch)
-    n_inputs = cut.n_inputs
-    kept = tuple(i >= n_inputs or i in cut.inputs for i in range(len(leaves)))
-    return Layout(spec, tuple(t[:1] for t in leaves), kept)
+    kept = tuple(i >= cut.n_inputs or i in cut.inputs for i in range(len(leaves)))
+    return Layout(tree_flatten(batch)[1], tuple(t[:1].clone() for t in leaves), kept)
 
 
 def plain(t: Tensor) -> Tensor:
