@@ -16,6 +16,8 @@ from fastai.callback.core import Callback
 from fastai.data.core import Datasets, Pipeline, Transform
 from fastai.data.transforms import Categorize
 from fastai.vision.augment import Resize
+from fastai.vision.core import PILImage
+from PIL import Image
 from torch import nn
 
 from fasthaw.features import store
@@ -348,6 +350,12 @@ def test_identity_tells_apart_what_a_cache_depends_on(tmp_path):
         *(torch.zeros(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.bfloat16)),
         *(frame, frame.rename(columns={"a": "b"}), frame + 1, frame["a"]),
         *(Config(1), Config(2), label_of, other_label_of, lambda x: x, lambda x: x + 1, int, np, "a".join, [].append),
+        *(
+            Image.new("L", (2, 2)),
+            Image.new("L", (2, 2), 9),
+            Image.new("RGB", (2, 2)),
+            PILImage.create(np.ones((2, 2))),
+        ),
         *(file, tmp_path / "b", nn.ReLU(), nn.Linear(2, 2), Resize(8, "squish"), Resize(9, "squish")),
         *(Transform(label_of), *map(identical_for, (int, float)), *map(Transform, map(identical_for, (int, float)))),
         *(Transform(other_label_of), tiny_datasets(tmp_path, label_of), tiny_datasets(tmp_path, other_label_of)),

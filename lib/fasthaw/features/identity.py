@@ -95,12 +95,11 @@ def _parts_of_object(value) -> Iterable:
         return _parts_of_function(value)
     if isinstance(value, nn.Module):
         return repr(value), dict(value.state_dict())
+    if hasattr(value, "__array_interface__"):  # images
+        return (np.asarray(value),)
     attributes = getattr(value, "__dict__", None)
     if attributes is None:
-        array = getattr(value, "__array_interface__", None)
-        if array is None:
-            raise TypeError(f"nothing tells one {type(value).__name__} from another")
-        return (np.asarray(value),)
+        raise TypeError(f"nothing tells one {type(value).__name__} from another")
     if any(c.__name__ == "RandTransform" for c in type(value).__mro__):
         given = {
             name for c in type(value).__mro__ if "__init__" in vars(c) for name in signature(c.__init__).parameters
