@@ -326,10 +326,10 @@ def other_label_of(path):
 
 
 def identical_for(kind):
-    def encodes(x: kind):
+    def identical(x: kind):
         return x
 
-    return encodes
+    return identical
 
 
 def tiny_datasets(tmp_path, f):

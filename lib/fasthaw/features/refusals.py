@@ -65,7 +65,7 @@ def check_same_twice(dl, items: Sequence[int], what: str) -> None:
         if len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
             return
         named = random_transforms(dl, sure=False)
-    who = f"{', '.join(named)} changes" if named else "something changes"
+    who = " and ".join(named or ["something"]) + (" change" if len(named) > 1 else " changes")
     raise Refused(f"{who} the {what} items at random each time they are read, before the frozen layers; {_WAYS}")
 
 
