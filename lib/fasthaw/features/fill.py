@@ -140,13 +140,14 @@ def _fill(
     for i, dl in loaders.items():
         if i or settings.views == 1:
             check_same_twice(dl, first(dl), _SETS[i])
-    batches = {i: first_batch(learn, dl) for i, dl in loaders.items()}
-    cut, apart = _proved_cut(learn, groups, split(learn, batches[0])[0])
+    inputs = split(learn, first_batch(learn, loaders[0]))[0]
+    cut, apart = _proved_cut(learn, groups, inputs)
     maker = Maker(learn, learn.model, cut)
     if settings.fast_fill:
         with precision(learn):
-            maker = Maker(learn, *fast_copy(learn.model, cut, split(learn, batches[0])[0]), fast=True)
-    tasks = _tasks(loaders, {i: layout_of(b, cut) for i, b in batches.items()}, cut, settings)
+            maker = Maker(learn, *fast_copy(learn.model, cut, inputs), fast=True)
+    del inputs  # one batch in memory at a time
+    tasks = _tasks(loaders, {i: layout_of(first_batch(learn, dl), cut) for i, dl in loaders.items()}, cut, settings)
     needed, n = sum(t.bytes for t in tasks), sum(n_items(dl) for dl in loaders.values())
     if settings.directory is None and needed > settings.bytes:
         raise Refused(
@@ -154,7 +155,6 @@ def _fill(
             f"{settings.memory:g} GB; name a directory to keep it in, allow more memory, or halve it with dtype=torch.float16"
         )
     key = settings.directory and _key(learn, cut, tasks, holds_for, settings)
-    del batches  # a fill needs the memory
     named, reused = _tables(maker, tasks, settings, key)
     where = "in memory" if not any(t.on_disk for t in named.values()) else f"in {settings.directory}"
     report = CacheReport(cut.names, n, needed, where, time.perf_counter() - started, apart, reused)
