@@ -1,7 +1,8 @@
 """What freezing saves: one training epoch with FrozenEval against `Learner.freeze()` and against everything trained.
 
-The arms take turns in one process; the ratios are of medians over the rounds. Run with `make bench-freeze`; `--rounds`,
-`--images` and `--threads` change its size, and naming networks (`lite0`, `resnet18`) picks them.
+The arms take turns in one process; the ratios are of medians over the rounds. The last two columns are what FrozenEval
+itself takes: of each step, and once a fit of one epoch. Run with `make bench-freeze`; `--rounds`, `--images` and `--threads`
+change its size, and naming networks (`lite0`, `resnet18`) picks them.
 """
 
 import argparse
@@ -29,14 +30,18 @@ NETWORKS = {
 
 
 class TimedEval(FrozenEval):
-    """Adds up the seconds spent in FrozenEval's own events."""
+    """Adds up the seconds spent in FrozenEval's own events: those of every batch, and those of a fit and its epochs."""
 
-    name, seconds = "timed_eval", 0.0
+    name, of_batches, of_fit = "timed_eval", 0.0, 0.0
 
     def __call__(self, event_name):
         start = time.perf_counter()
         super().__call__(event_name)
-        self.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if event_name.endswith(("_fit", "_epoch", "_train", "_validate")):
+            self.of_fit += seconds
+        else:
+            self.of_batches += seconds
 
 
 class OneEpoch(Callback):
@@ -64,24 +69,27 @@ def learner(network: str, size: int, images: int, cbs: list) -> Learner:
     return learn
 
 
-def measure(network: str, size: int, images: int, rounds: int) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds an epoch, by arm and round, and the share of them that FrozenEval took."""
+def measure(
+    network: str, size: int, images: int, rounds: int
+) -> tuple[dict[str, list[float]], list[float], list[float]]:
+    """Seconds an epoch, by arm and round; the share of its steps that FrozenEval took; its seconds around them."""
     ours = TimedEval()
     arms = {"FrozenEval": learner(network, size, images, [ours]), "freeze()": learner(network, size, images, [])}
     arms["unfrozen"] = learner(network, size, images, [])
     for name, learn in arms.items():
         if name != "unfrozen":
             learn.freeze()
-    seconds, share = {name: [] for name in arms}, []
+    seconds, share, around = {name: [] for name in arms}, [], []
     for i in range(rounds + 1):
         for name, learn in arms.items():
-            ours.seconds = 0.0
+            ours.of_batches = ours.of_fit = 0.0
             learn.fit(1, 1e-4)
             if i:  # the first round warms up
                 seconds[name].append(learn.one_epoch.seconds)
                 if learn is arms["FrozenEval"]:
-                    share.append(ours.seconds / learn.one_epoch.seconds)
-    return seconds, share
+                    share.append(ours.of_batches / learn.one_epoch.seconds)
+                    around.append(ours.of_fit)
+    return seconds, share, around
 
 
 def main() -> int:
@@ -100,7 +108,8 @@ def main() -> int:
         "unfrozen s",
         "against freeze()",
         "against unfrozen",
-        "our share",
+        "of a step",
+        "of a fit",
     )
     table = Table(
         *columns, box=box.SIMPLE_HEAD, pad_edge=False, title=f"median of {args.rounds} epochs of {args.images} images"
@@ -108,14 +117,15 @@ def main() -> int:
     missed = 0
     for network in args.networks:
         for size in (64, 128):
-            seconds, share = measure(network, size, args.images, args.rounds)
+            seconds, share, around = measure(network, size, args.images, args.rounds)
             ours, freeze, unfrozen = (statistics.median(s) for s in seconds.values())
             wanted = NETWORKS[network][2] if (network, size) != ("lite0", 128) else 0
             missed += freeze / ours < wanted
             table.add_row(
                 *(network, str(size), f"{ours:.2f}", f"{freeze:.2f}", f"{unfrozen:.2f}"),
                 f"{freeze / ours:.2f}x" + (f" (must {wanted}x)" if wanted else ""),
-                *(f"{unfrozen / ours:.2f}x", f"{statistics.median(share):.2%}"),
+                f"{unfrozen / ours:.2f}x",
+                *(f"{statistics.median(share):.2%}", f"{statistics.median(around) * 1e3:.1f} ms"),
             )
     Console(width=120).print(table)
     return 1 if missed else 0
