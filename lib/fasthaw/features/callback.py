@@ -56,7 +56,8 @@ def cached_features(
         data_id: a name for data and transforms in the key on disk, for data sets that nothing tells apart.
         fast_fill: fill with folded BatchNorm and channels last, several times as fast on some networks. Features then differ
             in their last digits, and so do the weights in the end: compare metrics.
-        required: whether a fit that cannot be cached is an error; `False` warns with the reason and fits without.
+        required: whether a fit that cannot be cached is an error; `False` warns with the reason and fits without, as around
+            `learn.fine_tune`, whose second part freezes nothing.
 
     Raises (in a fit, before anything is trained):
         ValueError: the fit cannot be cached without changing what it learns; the message says why, and the ways out.
