@@ -172,10 +172,6 @@ class Folder:
             if partial.exists():
                 shutil.rmtree(partial)
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.path)
-
     def _remove_leftovers(self) -> None:
         """What runs of this key that ended on this machine did not finish."""
         for path in self.directory.glob(f"{self.path.name}.{socket.gethostname()}.*.partial"):
