@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters bench-dropout bench-features dropout-coverage architectures classifiers clean
+.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters bench-dropout bench-features faults dropout-coverage architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -44,6 +44,11 @@ bench-dropout: $(VENV)/dev.installed
 
 bench-features: $(VENV)/dev.installed
 	$(PY) tests/benchmarks/bench_features.py $(ARGS)
+
+# Damaged files, signals at any moment, two processes, other data, bad arguments: what goes wrong, counted. A quarter of an hour;
+# ARGS=checkpoints picks a part.
+faults: $(VENV)/dev.installed
+	PYTHONPATH=tests $(PY) -W ignore -m faults $(ARGS)
 
 # Is dropout after every activation of every network, and nothing else changed? Some minutes.
 dropout-coverage: $(VENV)/dev.installed

@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fasthaw.groups import SplitError, groups_of_lists, is_norm, parent_name, partition, unwrap
+from fasthaw.groups import SplitError, groups_of_lists, partition
+from fasthaw.modules import is_norm, parent_name, unwrap
 
 
 class Net(nn.Module):

@@ -11,11 +11,13 @@ import fasthaw
 
 PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
+    *("words", "tables", "modules", "untouched"),
     *("groups", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report"),
     *("callbacks", "features", "checkpoint", "fit", "learner", "compare", "cli", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]
-ONLY = {"rates": set(), "groups": {"torch"}}  # modules that import nothing else from outside the standard library
+# Modules that import nothing else from outside the standard library.
+ONLY = {"words": set(), "rates": set(), "modules": {"torch"}, "groups": {"torch"}}
 HEAVY = {"timm", "transformers"}  # optional and slow to import: inside functions only
 
 
@@ -84,7 +86,7 @@ def test_timm_and_transformers_are_imported_only_where_they_are_used(path):
 
 @pytest.mark.parametrize("module", ONLY)
 def test_the_lowest_modules_need_next_to_nothing(module):
-    outside = top_level(imported(PACKAGE / f"{module}.py")) - set(sys.stdlib_module_names)
+    outside = top_level(imported(PACKAGE / f"{module}.py")) - {"fasthaw", *sys.stdlib_module_names}
     assert outside == ONLY[module]
 
 

@@ -19,9 +19,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .groups import LayerGroup
-from .learner.archs import near, timm_library, torchvision_builder
+from .learner.archs import timm_library, torchvision_builder
 from .report import group_table
 from .splitters import Splitter, split_at, split_blocks, split_even, split_stages
+from .words import did_you_mean
 
 SPLITTERS = "stages, blocks, even:N or at:NAME,NAME,..."
 
@@ -60,7 +61,7 @@ def parse_splitter(text: str) -> Splitter:
         return split_even(int(rest))
     if way == "at" and all(rest.split(",")):
         return split_at(*rest.split(","))
-    raise ValueError(f"--splitter is {SPLITTERS}; {text!r} came{near(way, ['stages', 'blocks', 'even', 'at'])}")
+    raise ValueError(f"--splitter is {SPLITTERS}; {text!r} came{did_you_mean(way, ['stages', 'blocks', 'even', 'at'])}")
 
 
 def build(arch: str) -> nn.Module:
@@ -111,7 +112,7 @@ def _imported(module: str, name: str) -> Callable:
     found = importlib.import_module(module)
     builder = getattr(found, name, None)
     if not callable(builder):
-        raise ValueError(f"{module} has no builder {name!r}{near(name, vars(found))}")
+        raise ValueError(f"{module} has no builder {name!r}{did_you_mean(name, vars(found), 3)}")
     return builder
 
 

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedTensorMixin
 
+from .modules import is_norm, parent_name
+from .words import some_of
+
 UNLISTED = "unlisted"
-_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class SplitError(ValueError):
@@ -64,47 +65,6 @@ class LayerGroup:
     def other_params(self) -> list[nn.Parameter]:
         """Every parameter that belongs to no normalisation layer; these decide whether the group is frozen."""
         return [p for n, p in self._params.items() if not is_norm(self.modules.get(parent_name(n)))]
-
-
-def parent_name(name: str) -> str:
-    """The dotted name of what holds `name`.
-
-    >>> parent_name("layer1.0.bn1.weight")
-    'layer1.0.bn1'
-    """
-    return name.rpartition(".")[0]
-
-
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where `name` is, as `nn.Module.set_submodule`, which came with torch 2.5."""
-    setattr(model.get_submodule(parent_name(name)), name.rpartition(".")[2], module)
-
-
-def is_norm(module: nn.Module | None) -> bool:
-    """Whether `module` is a normalisation layer: torch's own, a subclass, or a leaf that calls itself a norm.
-
-    Transformers and timm bring classes of their own (`LlamaRMSNorm`, `EvoNorm2dS0`). They count when the class name says
-    `norm` and all they hold are vectors: at most one dimension of each parameter is larger than 1.
-    """
-    if module is None:
-        return False
-    if isinstance(module, _TORCH_NORMS):
-        return True
-    own = [p for p in module._parameters.values() if p is not None]
-    return (
-        bool(own) and "norm" in type(module).__name__.lower() and all(p.numel() == max(p.shape, default=1) for p in own)
-    )
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, so that names stay the same."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model
 
 
 def check_parameters(model: nn.Module) -> None:
@@ -286,9 +246,3 @@ def _check_not_empty(model: nn.Module, groups: tuple[LayerGroup, ...]) -> None:
             else f"modules: {some_of(group.modules)}"
         )
         raise SplitError(f"layer group {group.name!r} of {type(model).__name__} has no parameters of its own; {why}")
-
-
-def some_of(names: Iterable[str], most: int = 5) -> str:
-    """The first few names, and how many more there are, for an error message."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

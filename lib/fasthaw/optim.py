@@ -14,7 +14,8 @@ from numbers import Real
 
 from torch import nn
 
-from .groups import LayerGroup, unwrap
+from .groups import LayerGroup
+from .modules import unwrap
 from .rates import Rate, as_rate
 from .splitters import Splitter
 

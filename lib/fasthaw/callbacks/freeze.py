@@ -16,7 +16,8 @@ from torch import nn
 
 from ..freezing import FreezeContract, fix_affine, frozen, hold, leaking_noise, let_go, selected, train_only
 from ..freezing.modes import held_modules
-from ..groups import LayerGroup, SplitError, unwrap
+from ..groups import LayerGroup, SplitError
+from ..modules import unwrap
 from ..splitters import layer_groups
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..freezing import FreezeContract, changed, fingerprints, frozen, held, keeps_flag
 from ..freezing.modes import held_modules
-from ..groups import LayerGroup, is_norm, parent_name
+from ..groups import LayerGroup
+from ..modules import is_norm, parent_name
 from ..report import GroupProof, Proof
 from ..splitters import layer_groups
 from .freeze import FrozenEval, _only_validates

@@ -8,7 +8,7 @@ from fastai.learner import Learner
 from fastai.optimizer import Lookahead, OptimWrapper
 from torch import Tensor
 
-from ..groups import unwrap
+from ..modules import unwrap
 from .plain import plain
 
 

@@ -14,7 +14,7 @@ import torch
 from fastai.learner import Learner
 from torch import Tensor, nn
 
-from ..groups import unwrap
+from ..modules import unwrap
 from .optimizer import check_optimizer, load_opt, opt_state
 from .plain import plain
 from .randomness import random_state, set_random_state

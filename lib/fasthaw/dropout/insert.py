@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..groups import unwrap
+from ..modules import unwrap
 from ..splitters import Splitter
 from .activations import ACTIVATIONS, called_kinds, kind_of
 from .layer import AFTER_CALLS, AFTER_OUTPUT, KINDS, InsertedDropout, Watch, add, add_after_calls, remove

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ..groups import parent_name
+from ..modules import parent_name
 from .activations import ACTIVATIONS, called_kinds, kind_of
 from .gates import in_gates
 from .layer import InsertedDropout

@@ -11,7 +11,7 @@ from numbers import Real
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..groups import unwrap
+from ..modules import unwrap
 from ..splitters import Splitter
 from .activations import attributes_read
 from .layer import InsertedDropout

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..freezing import frozen as frozen_states
-from ..freezing import untouched
 from ..groups import LayerGroup
+from ..untouched import untouched
 from .forms import Form, form_of
 from .sites import Key, Rerouted, candidates, learns, rng_state
 

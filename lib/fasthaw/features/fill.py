@@ -13,8 +13,9 @@ import torch
 from fastai.learner import Learner
 
 from ..callbacks import FrozenEval
-from ..freezing import fingerprints, frozen, leaking_noise, untouched
+from ..freezing import fingerprints, frozen, leaking_noise
 from ..groups import LayerGroup
+from ..untouched import untouched
 from .cut import Cut, Refused, find_cut
 from .fold import fast_copy
 from .identity import identity

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_map
 
-from ..groups import set_module
+from ..modules import set_module
 from .cut import Cut, Refused
 from .playback import collect, gap
 

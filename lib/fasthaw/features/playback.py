@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from ..freezing import untouched
+from ..untouched import untouched
 from .cut import Cut, Refused, floats
 from .forms import Form
 from .sites import Key, Rerouted

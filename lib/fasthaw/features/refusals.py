@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from torch.utils._pytree import tree_leaves
 
 from ..callbacks import FrozenEval
-from ..groups import unwrap
+from ..modules import unwrap
 from .cut import Refused
 from .loader import in_order
 

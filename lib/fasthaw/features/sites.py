@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..freezing import untouched
 from ..groups import LayerGroup
+from ..untouched import untouched
 
 Key = tuple[str, int]  # a module's dotted name, and which of its calls in one forward, from 0
 

@@ -20,11 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..callbacks import FrozenEval
 from ..checkpoint import random_state, set_random_state
-from ..freezing import FreezeContract, selected, untouched
-from ..groups import LayerGroup, unwrap
+from ..freezing import FreezeContract, selected
+from ..groups import LayerGroup
+from ..modules import unwrap
 from ..plan import Plan, check
 from ..report.plots import plot_lanes, strips
-from ..report.tables import as_html, as_text
+from ..tables import as_html, as_text
+from ..untouched import untouched
 from .record import run_of
 from .run import listed_groups
 

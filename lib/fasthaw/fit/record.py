@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..report import GroupProof, Proof
-from ..report.tables import as_html, as_text
+from ..tables import as_html, as_text
 
 
 @dataclass(frozen=True)

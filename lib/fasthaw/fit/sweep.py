@@ -16,7 +16,7 @@ from fastai.learner import AvgSmoothLoss, Learner
 from matplotlib.figure import Figure
 
 from ..checkpoint import put_back, snapshot
-from ..groups import unwrap
+from ..modules import unwrap
 from ..rates import Flat, Geometric, LayerDecay, PerGroup, Rate, as_rate
 from .rates import lrs
 

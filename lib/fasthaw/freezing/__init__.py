@@ -17,4 +17,3 @@ from .selection import fix_affine as fix_affine
 from .selection import frozen as frozen
 from .selection import selected as selected
 from .selection import train_only as train_only
-from .untouched import untouched as untouched

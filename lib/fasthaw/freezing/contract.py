@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
+
+from ..words import did_you_mean
 
 Where = Literal["nowhere", "frozen", "pretrained", "everywhere"]
 _AFFINE = ("fixed", "trained")
@@ -45,9 +46,9 @@ class FreezeContract:
         for name, words in (("norm_affine", _AFFINE), ("hold_stats", _WHERE), ("hold_noise", _WHERE)):
             came = getattr(self, name)
             if came not in words:
-                near = get_close_matches(str(came), words, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{name} is one of {', '.join(map(repr, words))}; {came!r} came{hint}")
+                raise ValueError(
+                    f"{name} is one of {', '.join(map(repr, words))}; {came!r} came{did_you_mean(came, words)}"
+                )
 
 
 def held(where: Where, frozen: Sequence[bool]) -> tuple[bool, ...]:

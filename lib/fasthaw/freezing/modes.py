@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from ..groups import LayerGroup, is_norm
+from ..groups import LayerGroup
+from ..modules import is_norm
 from .contract import FreezeContract, held
 
 # torchvision's detectors return their losses by the flag; named, not imported, as they are far down in torchvision.

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..groups import LayerGroup, parent_name
-from .untouched import untouched
+from ..groups import LayerGroup
+from ..modules import parent_name
+from ..untouched import untouched
 
 _ITEMS = 2
 

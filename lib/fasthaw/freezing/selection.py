@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from ..groups import LayerGroup
+from ..words import did_you_mean
 
 Which = int | str | Sequence[str]
 _SPELLING = "-1 is the head alone, -2 the last two groups, 0 or 'all' every group; or give a name or a tuple of names"
@@ -38,9 +38,9 @@ def selected(names: Sequence[str], which: Which) -> tuple[bool, ...]:
         raise ValueError(f"an empty selection trains nothing; {_SPELLING}: {', '.join(names)}")
     for name in wanted:
         if name not in names:
-            near = get_close_matches(str(name), names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no layer group is called {name!r}; the groups are {', '.join(names)}{hint}")
+            raise ValueError(
+                f"no layer group is called {name!r}; the groups are {', '.join(names)}{did_you_mean(name, names)}"
+            )
     return tuple(name in wanted for name in names)
 
 

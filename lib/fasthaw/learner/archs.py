@@ -6,14 +6,15 @@ What is not known is an error that says what there is; nothing is guessed and no
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from types import ModuleType
 from typing import TypeAlias
 
 import torchvision.models as tv
 from torch import nn
 from torchvision.models import WeightsEnum
+
+from ..words import did_you_mean
 
 Stats: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 Arch: TypeAlias = str | Callable[..., nn.Module] | nn.Module
@@ -25,7 +26,7 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
     """torchvision's function of this name; raises ValueError with the names that are near."""
     if name not in tv.list_models():
         raise ValueError(
-            f"torchvision has no model {name!r} (timm's are spelled 'timm:NAME'){near(name, tv.list_models())}"
+            f"torchvision has no model {name!r} (timm's are spelled 'timm:NAME'){did_you_mean(name, tv.list_models(), 3)}"
         )
     return tv.get_model_builder(name)
 
@@ -37,7 +38,7 @@ def timm_library(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ImportError(f"'timm:{name}' needs timm: pip install 'fasthaw[timm]'") from error
     if not timm.is_model(name.partition(".")[0]):
-        raise ValueError(f"timm has no model {name!r}{near(name, timm.list_models())}")
+        raise ValueError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models(), 3)}")
     return timm
 
 
@@ -63,12 +64,6 @@ def load(arch: Arch, weights: str | WeightsEnum | None, options: dict) -> tuple[
         raise ValueError(f"{builder.__name__} makes no classifier of images ({where[2]}); build it and use a Learner")
     chosen = _torchvision_weights(builder, weights)
     return builder(weights=chosen, **options), None if chosen is None else _torchvision_stats(chosen)
-
-
-def near(name: str, names: Iterable[str]) -> str:
-    """What to add to an error about an unknown name: the known ones that look like it."""
-    close = get_close_matches(name, list(names), 3)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def _load_timm(name: str, weights: object, options: dict) -> tuple[nn.Module, Stats | None]:

@@ -13,7 +13,7 @@ import torchvision.models as tv
 from fastai.torch_core import apply_init
 from torch import nn
 
-from ..groups import parent_name, set_module
+from ..modules import parent_name, set_module
 
 Head: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..freezing import FreezeContract, frozen, held, keeps_flag, own_noise
-from ..groups import LayerGroup, is_norm, parent_name
+from ..groups import LayerGroup
+from ..modules import is_norm, parent_name
 from ..splitters import Splitter, layer_groups
-from .tables import as_html, as_text
+from ..tables import as_html, as_text
 
 _COLUMNS = ("group", "modules", "parameters", "state", "lr", "norm layers", "noise")
 _RIGHT = {"parameters", "lr"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .tables import as_html, as_text
+from ..tables import as_html, as_text
 
 _COLUMNS = (
     "group",

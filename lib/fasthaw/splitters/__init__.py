@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..groups import LayerGroup, SplitError, check_parameters, groups_of_lists, partition, unwrap
+from ..groups import LayerGroup, SplitError, check_parameters, groups_of_lists, partition
+from ..modules import unwrap
 from .order import execution_order, out_of_order
 from .ways import WAYS
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..groups import is_norm, parent_name
+from ..modules import is_norm, parent_name
 from .tree import Node, Shapes
 
 _UNET = "DynamicUnet"

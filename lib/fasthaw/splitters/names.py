@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from ..groups import parent_name
+from ..modules import parent_name
 
 
 def run_name(blocks: Sequence[str], whole: Collection[str]) -> str:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..groups import LayerGroup, parent_name, unwrap
+from ..groups import LayerGroup
+from ..modules import parent_name, unwrap
 
 
 def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
-from ..groups import parent_name
+from ..modules import parent_name
 from .runs import evenly
 from .tree import Node
 

@@ -12,7 +12,9 @@ from itertools import pairwise
 
 from torch import nn
 
-from ..groups import SplitError, parent_name, some_of
+from ..groups import SplitError
+from ..modules import parent_name
+from ..words import some_of
 from .names import readable, run_name
 from .outline import Outline, outline
 from .runs import evenly

@@ -1,0 +1,49 @@
+"""Names and modules in general: what holds what, what is inside a wrapper, what is a normalisation layer."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def parent_name(name: str) -> str:
+    """The dotted name of what holds `name`.
+
+    >>> parent_name("layer1.0.bn1.weight")
+    'layer1.0.bn1'
+    """
+    return name.rpartition(".")[0]
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where `name` is, as `nn.Module.set_submodule`, which came with torch 2.5."""
+    setattr(model.get_submodule(parent_name(name)), name.rpartition(".")[2], module)
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether `module` is a normalisation layer: torch's own, a subclass, or a leaf that calls itself a norm.
+
+    Transformers and timm bring classes of their own (`LlamaRMSNorm`, `EvoNorm2dS0`). They count when the class name says
+    `norm` and all they hold are vectors: at most one dimension of each parameter is larger than 1.
+    """
+    if module is None:
+        return False
+    if isinstance(module, _TORCH_NORMS):
+        return True
+    own = [p for p in module._parameters.values() if p is not None]
+    return (
+        bool(own) and "norm" in type(module).__name__.lower() and all(p.numel() == max(p.shape, default=1) for p in own)
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, so that names stay the same."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
