@@ -13,7 +13,7 @@ PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
     *("words", "tables", "modules", "untouched"),
     *("groups", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report"),
-    *("callbacks", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
+    *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]
 # Modules that import nothing else from outside the standard library.
