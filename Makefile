@@ -1,79 +1,112 @@
 # `make demo` and `make test` work as the first command on a fresh clone: each makes .venv and installs what it needs.
 # Name another interpreter with `make PYTHON=/path/to/python3 test`, pass arguments to pytest with `make test ARGS="-k rates"`.
+# `make VENV=DIR test` runs in an environment of your own, which stays as it is.
 
 VENV := .venv
 PY := $(VENV)/bin/python
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10 python)
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+# What .venv needs for a target: a note in it says that it was installed. An environment of one's own is taken to have it.
+needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
-.PHONY: demo test lint format notebooks bench-freeze bench-recorder bench-splitters bench-dropout bench-features faults dropout-coverage architectures classifiers clean
+.PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants bench-freeze bench-recorder \
+    bench-splitters bench-dropout bench-features faults dropout-coverage architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/demo.installed
+demo: $(call needs,demo) ## a real ImageNet network learns handwritten digits in stages
 	$(PY) -m fasthaw.demo
 
+help: ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
 # Two workers with one torch thread each; MKL and OpenMP read these before torch is imported.
-test: export OMP_NUM_THREADS := 1
-test: export MKL_NUM_THREADS := 1
-test: $(VENV)/dev.installed
+test quick one golden: export OMP_NUM_THREADS := 1
+test quick one golden: export MKL_NUM_THREADS := 1
+test: $(call needs,dev) ## every test, the slow ones too: under ten minutes on two cores
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: $(VENV)/dev.installed
+quick: $(call needs,dev) ## the tests that are not marked slow: under a minute
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+one: named $(call needs,dev) ## one file in one process: make one T=tests/test_rates.py
+	$(PY) -m pytest $(T) $(ARGS)
+
+named:
+	@test -n "$(T)" || { echo "say which: make one T=tests/test_rates.py, or T=tests/test_rates.py::test_name" >&2; exit 2; }
+
+golden: $(call needs,dev) ## write every file of tests/golden anew; look at the difference before you commit it
+	$(PY) -m pytest -m golden --golden $(ARGS)
+
+lint: $(call needs,lint) ## ruff, which is all that this installs
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-format: $(VENV)/dev.installed
+format: $(call needs,lint) ## ruff, and it mends what it can
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-notebooks: $(VENV)/dev.installed
+types: $(call needs,dev) ## mypy
+	$(PY) -m mypy
+
+hooks: $(call needs,lint) ## ruff before every commit
+	$(PY) -m pip install --quiet pre-commit
+	$(PY) -m pre_commit install
+
+notebooks: $(call needs,dev) ## run the notebooks and write their outputs
 	$(PY) tests/notebooks.py nbs/*.ipynb
 
-bench-freeze: $(VENV)/dev.installed
+build: $(call needs,lint) ## a wheel and a source distribution in dist/
+	$(PY) -m pip install --quiet build
+	$(PY) -m build
+
+mutants: $(call needs,dev) ## small faults in the lines changed since main: does a test see them? ARGS="--sample 40 --in plan/"
+	$(PY) tests/mutants.py $(or $(ARGS),--changed main)
+
+bench-freeze: $(call needs,dev) ## what a frozen body costs
 	$(PY) tests/benchmarks/bench_freeze.py
 
-bench-recorder: $(VENV)/dev.installed
+bench-recorder: $(call needs,dev) ## what GroupRecorder costs
 	$(PY) tests/benchmarks/bench_recorder.py
 
-bench-splitters: $(VENV)/dev.installed
+bench-splitters: $(call needs,dev) ## how long it takes to divide a network
 	$(PY) tests/benchmarks/bench_splitters.py
 
-bench-dropout: $(VENV)/dev.installed
+bench-dropout: $(call needs,dev) ## what inserted dropout costs
 	$(PY) tests/benchmarks/bench_dropout.py
 
-bench-features: $(VENV)/dev.installed
+bench-features: $(call needs,dev) ## what cached features save
 	$(PY) tests/benchmarks/bench_features.py $(ARGS)
 
-# Damaged files, signals at any moment, two processes, other data, bad arguments: what goes wrong, counted. A quarter of an hour;
-# ARGS=checkpoints picks a part.
-faults: $(VENV)/dev.installed
+# Damaged files, signals at any moment, two processes, other data, bad arguments: what goes wrong, counted.
+faults: $(call needs,dev) ## what goes wrong with files, signals and arguments; a quarter of an hour; ARGS=checkpoints
 	PYTHONPATH=tests $(PY) -W ignore -m faults $(ARGS)
 
-# Is dropout after every activation of every network, and nothing else changed? Some minutes.
-dropout-coverage: $(VENV)/dev.installed
+dropout-coverage: $(call needs,dev) ## is dropout after every activation of every network? some minutes
 	$(PY) tests/dropout_coverage.py $(ARGS)
 
-# Are the layer groups of every architecture right, and do frozen ones stand still in training? An hour for all;
-# ARGS="timm:resnet50" picks some.
-architectures: $(VENV)/dev.installed
+architectures: $(call needs,dev) ## are the groups of every network right? an hour; ARGS="timm:resnet50" picks some
 	$(PY) tests/architectures.py $(ARGS)
 
-# Does every torchvision classifier train through transfer_learner? Some minutes.
-classifiers: $(VENV)/dev.installed
+classifiers: $(call needs,dev) ## does every torchvision classifier train through transfer_learner? some minutes
 	$(PY) tests/classifiers.py
 
-clean:
-	rm -rf $(VENV) build dist lib/*.egg-info .pytest_cache .ruff_cache
+clean: ## take away all that make has made
+	rm -rf .venv build dist lib/*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find lib tests nbs -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(PY):
+	@test $(VENV) = .venv || { echo "$(VENV) is no environment: there is no $(PY)" >&2; exit 1; }
 	@for python in $(CANDIDATES); do \
 	    "$$python" -c '$(SUITABLE)' 2>/dev/null && exec "$$python" -m venv $(VENV); \
 	done; \
 	echo "fasthaw needs Python 3.10 or newer with venv and ensurepip (on Debian and Ubuntu: apt install python3-venv)." >&2; \
 	echo "Tried: $(CANDIDATES). Name one that has them: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
 	exit 1
+
+$(VENV)/lint.installed: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet "$$(grep -o 'ruff==[^"]*' pyproject.toml)"
+	@touch $@
 
 $(VENV)/demo.installed: pyproject.toml | $(PY)
 	@echo "Installing fasthaw into $(VENV): some minutes the first time, as torch is large."
@@ -85,4 +118,4 @@ $(VENV)/dev.installed: pyproject.toml | $(PY)
 	@echo "Installing fasthaw into $(VENV): some minutes the first time, as torch is large."
 	$(PY) -m pip install --quiet 'pip>=23'
 	$(PY) -m pip install --editable '.[dev,demo,timm]'
-	@touch $@ $(VENV)/demo.installed
+	@touch $@ $(VENV)/demo.installed $(VENV)/lint.installed

@@ -1,8 +1,8 @@
 """Networks of torchvision, timm, Transformers and fastai, and what is asked of their layer groups.
 
-`python tests/architectures.py` prints a line for each and the totals; with names (`timm:vit_tiny_patch16_224`), for those;
-with `--golden` it writes the golden files of the tests anew. Groups and order are looked at on the meta device; networks
-of at most 50 million parameters are then trained for a step on the CPU, all but the last group frozen.
+`python tests/architectures.py` prints a line for each and the totals; with names (`timm:vit_tiny_patch16_224`), for those.
+Groups and order are looked at on the meta device; networks of at most 50 million parameters are then trained for a step on
+the CPU, all but the last group frozen.
 """
 
 import inspect
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import torch
 import torchvision.models as tv
@@ -33,7 +32,6 @@ from fasthaw.freezing import changed, fingerprints, train_only
 from fasthaw.groups import LayerGroup
 from fasthaw.splitters import Splitter, execution_order, split_stages
 
-GOLDEN = Path(__file__).parent / "golden" / "splitters"
 LARGEST = 50_000_000  # parameters of a network that is trained
 
 
@@ -451,10 +449,6 @@ def _line(name: str, architecture: Architecture) -> tuple[bool, bool, str]:
 
 def main(names: list[str]) -> int:
     """Prints a line an architecture and the totals; 1 if one is not well."""
-    if names == ["--golden"]:
-        for name, architecture in NETWORKS.items():
-            (GOLDEN / f"{name}.txt").write_text(outline(split_stages().groups(architecture.build())))
-        return 0
     totals: dict[str, list[tuple[bool, bool]]] = {}
     libraries = (
         torchvision_architectures(),

@@ -1,15 +1,40 @@
-"""What every test shares: one torch thread, plots without a screen, and a tiny network with all that can move."""
+"""What every test shares: one torch thread, plots without a screen, golden files, a tiny network with all that can move."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
-import matplotlib
 import pytest
 import torch
 from torch import nn
 
 os.environ["COLUMNS"] = "120"  # the width of printed tables; without it, workers of pytest-xdist may find 80
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"
 torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write the files of tests/golden anew, and compare nothing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "golden" in getattr(item, "fixturenames", ()):
+            item.add_marker("golden")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden("plan/plan.txt", text)`: the text is what the file below `tests/golden` holds; `--golden` writes it there."""
+
+    def compare(name: str, text: str) -> None:
+        if request.config.getoption("--golden"):
+            (GOLDEN / name).write_text(text)
+        assert text == (GOLDEN / name).read_text()
+
+    return compare
 
 
 def block(ch: int) -> nn.Sequential:

@@ -12,6 +12,8 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn, 
 import architectures as arch
 from fasthaw.splitters import execution_order, out_of_order, split_blocks, split_even, split_stages
 
+pytestmark = pytest.mark.slow
+
 warnings.filterwarnings("ignore", module="torchvision")
 
 

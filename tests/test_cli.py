@@ -148,6 +148,7 @@ def test_what_is_wrong_is_said_on_stderr_with_exit_code_2(capsys, args, message)
     assert message in refused(capsys, *args)
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     lib = Path(__file__).parent.parent / "lib"
     code = f"import sys, runpy; sys.path.insert(0, {str(lib)!r}); sys.argv = ['fasthaw', 'groups', 'alexnet']; "

@@ -456,6 +456,7 @@ def test_a_pickled_model_drops_and_can_be_changed(which, tmp_path):
     assert not inserted(loaded) and not any("forward" in vars(m) or m._forward_hooks for m in loaded.modules())
 
 
+@pytest.mark.slow
 def test_a_hook_added_after_loading_in_a_new_process_does_not_replace_dropout(tmp_path):
     """Torch numbers hooks from 0 in every process, and a pickled hook keeps its number."""
     model = insert_dropout(nn.Sequential(nn.Linear(4, 64), nn.ReLU()), 0.5)
@@ -482,6 +483,7 @@ def child_env():
     return {**os.environ, "PYTHONPATH": str(Path(fasthaw.__file__).parent.parent)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("which", ["modules", "functions"])
 def test_compiled_code_drops_where_eager_code_does(which, mode):

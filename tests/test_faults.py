@@ -6,6 +6,8 @@ import pytest
 
 from faults.__main__ import PARTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_no_fault_is_silent_or_unclear(part):

@@ -9,6 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 KILLS = 6  # 20 in `make bench-features`
 

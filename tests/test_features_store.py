@@ -270,6 +270,7 @@ print((peak() - before) / 1e6)
 """
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_the_budget_is_read_with_bounded_memory(tmp_path):
     env = {
         **os.environ,
@@ -384,6 +385,7 @@ def of_all_kinds(tmp_path):
     return tiny_datasets(tmp_path, label_of), Config(1), {"a", "b", "c"}, Resize(8), make().dls.train.after_item
 
 
+@pytest.mark.slow
 def test_identity_is_the_same_in_another_process(tmp_path):
     paths = [str(DIRECTORY), str(Path(store.__file__).parents[2])]
     code = f"""

@@ -29,7 +29,6 @@ from fasthaw.rates import LayerDecay
 from fasthaw.splitters import layer_groups, split_at
 from networks import HEAD, NETWORKS, lstm, residual
 
-GOLDEN = Path(__file__).parent / "golden" / "plan"
 NAMES = ["stem", "body.2", "body.3", "head"]
 STAGED = Plan(Stage(2, 1e-2, -1), Stage(3, LayerDecay(4e-3), ("body.3", "head")), Stage(3, slice(1e-5, 1e-3)))
 RECIPES = {
@@ -375,6 +374,7 @@ def test_a_resumed_run_ends_in_the_bits_of_an_undisturbed_one(epochs_done, opt, 
     assert record.summary().count("Resumed") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_checkpoint_that_resumes(tmp_path):
     path, tests = tmp_path / "run.pt", Path(__file__).parent
     code = f"""
@@ -512,9 +512,9 @@ def test_putting_back_restores_all_of_a_learner():
 # The preview
 
 
-def test_the_preview_looks_like_this(monkeypatch):
+def test_the_preview_looks_like_this(monkeypatch, golden):
     monkeypatch.setenv("COLUMNS", "120")
-    assert f"{preview(STAGED, make(FrozenEval()))}\n" == (GOLDEN / "preview.txt").read_text()
+    golden("plan/preview.txt", f"{preview(STAGED, make(FrozenEval()))}\n")
 
 
 def test_the_preview_changes_nothing_and_draws_no_random_number():

@@ -128,6 +128,7 @@ def test_the_name_of_what_holds_a_module():
     assert [parent_name(n) for n in ("layer1.0.bn1", "fc", "")] == ["layer1.0", "", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
 def test_wrappers_are_taken_off(wrap):
     model = Net()

@@ -1,6 +1,8 @@
 """What an installation brings, and what it leaves alone."""
 
 import ast
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +40,45 @@ def imported(path: Path) -> set[str]:
 def test_what_the_library_imports_is_required(path):
     required = {r.name for r in (FOR_USERS if path.name == "demo.py" else NEEDED)}
     assert {NAMES.get(name, name.replace("_", "-")) for name in imported(path)} <= required
+
+
+def make(*args: str) -> str:
+    """What make says; `-n` says what it would run."""
+    done = subprocess.run(
+        ["make", "--no-print-directory", *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_ruff_is_all_that_lint_installs():
+    in_a_new_environment = make("-n", "-W", "pyproject.toml", "lint")
+    assert re.findall(r"pip install (.*)", in_a_new_environment) == [
+        '--quiet "$(grep -o \'ruff==[^"]*\' pyproject.toml)"'
+    ]
+    found = subprocess.run(
+        ["grep", "-o", 'ruff==[^"]*', ROOT / "pyproject.toml"], capture_output=True, text=True, check=True
+    )
+    assert [Requirement(line) for line in found.stdout.split()] == [r for r in EXTRAS["dev"] if r.name == "ruff"]
+
+
+def test_an_environment_of_ones_own_stays_as_it_is():
+    assert "install" not in make("-n", "-W", "pyproject.toml", f"VENV={sys.prefix}", "test", "lint", "types", "demo")
+    assert "is no environment" in make(f"VENV={ROOT / 'nowhere'}", "test")
+
+
+def test_one_file_runs_without_workers():
+    assert make("-n", f"VENV={sys.prefix}", "one", "T=tests/test_rates.py").split("-m ")[-1].split() == (
+        ["pytest", "tests/test_rates.py"]
+    )
+    assert "say which: make one T=" in make("one")
+
+
+def test_help_names_every_target():
+    text = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"\.PHONY: ((?:.*\\\n)*.*)", text)
+    assert set(re.findall(r"^  make ([a-z-]+) ", make("help"), re.M)) == {*phony.replace("\\\n", " ").split()} - {
+        "named"
+    }
 
 
 def test_the_metadata_stands_in_one_place_only():

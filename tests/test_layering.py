@@ -102,6 +102,7 @@ def test_importing_fasthaw_loads_no_optional_package():
     assert run(f"import fasthaw; print(sorted({HEAVY!r} & sys.modules.keys()))") == "[]\n"
 
 
+@pytest.mark.slow
 def test_importing_fasthaw_changes_nothing_in_fastai():
     """Every name of every fastai module, class attributes and default lists included, is what it was before."""
     code = """

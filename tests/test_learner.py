@@ -67,6 +67,7 @@ def colour(dls) -> list[float]:
 
 
 # Five that fastai cannot cut, one it cuts to a stump, one where it finds no splitter, one of timm's.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
@@ -85,6 +86,7 @@ def test_one_step_gives_every_group_a_gradient_and_moves_the_new_layer(name, gro
     assert (len(names), reached, moved) == (groups, names, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mnasnet0_5", "vit_b_32"])
 def test_fastai_finds_no_place_to_cut_where_this_trains(name):
     with pytest.raises(StopIteration):
@@ -145,6 +147,7 @@ def test_a_built_module_without_weights_is_not_frozen(tiny):
     assert not any(frozen(layer_groups(transfer(tiny, weights=None))))
 
 
+@pytest.mark.slow
 class TestHead:
     @pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "vgg11", "timm:test_resnet", "timm:test_vit2"])
     def test_fastais_comes_after_the_network_and_is_the_last_group(self, offline, arch):

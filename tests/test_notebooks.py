@@ -10,6 +10,7 @@ from notebooks import ROOT, executed
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_notebook_runs(path: Path):
     notebook = executed(path)

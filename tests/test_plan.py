@@ -1,7 +1,6 @@
 """Stages, plans and recipes as values: no network, no optimizer."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from fasthaw.freezing import FreezeContract
 from fasthaw.plan import Plan, Stage, chain_thaw, check, discriminative, gradual_unfreezing, head_then_all, surgical
 from fasthaw.rates import Flat, Geometric, LayerDecay, PerGroup
 
-GOLDEN = Path(__file__).parent / "golden" / "plan"
 NAMES = ("stem", "layer1", "layer2", "head")
 SPACE = {**vars(fasthaw.plan), **vars(fasthaw.rates), "FreezeContract": FreezeContract}
 STAGED = Plan(
@@ -29,9 +27,8 @@ RECIPES = [
 
 
 @pytest.mark.parametrize("ending", ["txt", "html"])
-def test_a_plan_prints_like_this(ending):
-    came = f"{STAGED if ending == 'txt' else STAGED._repr_html_()}\n"
-    assert came == (GOLDEN / f"plan.{ending}").read_text()
+def test_a_plan_prints_like_this(ending, golden):
+    golden(f"plan/plan.{ending}", f"{STAGED if ending == 'txt' else STAGED._repr_html_()}\n")
 
 
 def test_a_plan_without_contracts_has_no_column_for_them():

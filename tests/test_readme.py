@@ -10,6 +10,8 @@ from sklearn.utils import Bunch
 
 import fasthaw.demo
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -1,7 +1,5 @@
 """The group table: what it says is what the next training step does."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -9,8 +7,6 @@ from torch import nn
 from data import learner
 from fasthaw import FreezeContract, FrozenEval, Geometric, group_table, layer_groups, lrs, split_at, train_only
 from networks import lstm, plain, residual, vit
-
-GOLDEN = Path(__file__).parent / "golden" / "report"
 
 
 def frozen_learner(make=residual, contract=None):
@@ -21,11 +17,10 @@ def frozen_learner(make=residual, contract=None):
 
 
 @pytest.mark.parametrize("ending", ["txt", "html"])
-def test_the_table_looks_like_this(ending):
+def test_the_table_looks_like_this(ending, golden):
     learn = frozen_learner()
     table = group_table(learn, lr=lrs(learn, Geometric(1e-4, 1e-2)))
-    came = f"{table if ending == 'txt' else table._repr_html_()}\n"
-    assert came == (GOLDEN / f"group_table.{ending}").read_text()
+    golden(f"report/group_table.{ending}", f"{table if ending == 'txt' else table._repr_html_()}\n")
 
 
 def test_a_network_alone_is_divided_into_its_stages(tiny):

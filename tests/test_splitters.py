@@ -89,9 +89,8 @@ class Numbered(nn.Module):
 
 
 @every_network
-def test_groups_are_those_of_the_golden_file(name, network):
-    golden = (arch.GOLDEN / f"{name}.txt").read_text()
-    assert arch.outline(split_stages().groups(network(name))) == golden
+def test_groups_are_those_of_the_golden_file(name, network, golden):
+    golden(f"splitters/{name}.txt", arch.outline(split_stages().groups(network(name))))
 
 
 @every_network
