@@ -1,8 +1,10 @@
-"""The layers of the package: each module imports from the ones listed before it, and from nothing after."""
+"""The layers of the package: each module imports from the ones listed before it, and from nothing after; and its door."""
 
 import ast
+import pickle
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,16 @@ import fasthaw
 
 PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
-    *("words", "tables", "modules", "untouched"),
-    *("groups", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report"),
+    *("outside", "words", "tables", "modules", "untouched"),
+    *("groups", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report", "architectures"),
     *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]
 # Modules that import nothing else from outside the standard library.
 ONLY = {"words": set(), "rates": set(), "modules": {"torch"}, "groups": {"torch"}}
+FASTAIS = (
+    PACKAGE / "outside" / "fastai.py"
+)  # the one file before `callbacks` that is fastai's; nothing before may import it
 HEAVY = {"timm", "transformers"}  # optional and slow to import: inside functions only
 
 
@@ -70,8 +75,9 @@ def test_modules_import_only_from_those_before_them(path):
 
 @in_each_file
 def test_modules_before_callbacks_do_not_import_fastai(path):
-    if layer(path) in WITHOUT_FASTAI:
+    if layer(path) in WITHOUT_FASTAI and path != FASTAIS:
         assert not top_level(imported(path)) & {"fastai", "fastcore"}
+        assert "fasthaw.outside.fastai" not in imported(path)
 
 
 @in_each_file
@@ -90,16 +96,121 @@ def test_the_lowest_modules_need_next_to_nothing(module):
     assert outside == ONLY[module]
 
 
-def run(code: str) -> str:
+def run(code: str, *args: str) -> str:
     """What a fresh interpreter prints."""
     code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "ignore", "-c", code, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_importing_fasthaw_loads_no_optional_package():
-    assert run(f"import fasthaw; print(sorted({HEAVY!r} & sys.modules.keys()))") == "[]\n"
+# The door
+
+
+def test_importing_fasthaw_imports_no_other_package():
+    loaded = run("import fasthaw; print(*{name.partition('.')[0] for name in sys.modules})").split()
+    assert "fasthaw" in loaded and not set(loaded) & {"torch", "numpy", "fastai", "torchvision"}
+
+
+@pytest.mark.slow
+def test_importing_all_of_fasthaw_loads_no_optional_package():
+    assert run(f"from fasthaw import *; print(sorted({HEAVY!r} & sys.modules.keys()))") == "[]\n"
+
+
+BLOCKED = """
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from importlib import import_module
+"""
+WITH_TORCH_ALONE = ("optim", "splitters", "dropout", "freezing", "rates", "plan")
+
+
+def test_what_serves_any_trainer_needs_torch_alone():
+    code = f"""{BLOCKED}
+for name in {WITH_TORCH_ALONE}:
+    import_module(f"fasthaw.{{name}}")
+import fasthaw
+from torch import nn
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+splitter = fasthaw.split_at("3")
+fasthaw.train_only(splitter.groups(net), "3")
+print([g["lr"] for g in fasthaw.param_groups(net, splitter, fasthaw.LayerDecay(1.0, 0.5))], fasthaw.insert_dropout is not None)
+try:
+    fasthaw.FrozenEval
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    without = ("fastai", "fastcore", "fastprogress", "torchvision", "pandas", "matplotlib", "rich", "timm")
+    assert run(code, *without) == "[0.5, 0.5, 1.0, 1.0] True\nfastai\n"
+
+
+def test_all_modules_before_callbacks_can_be_imported_without_fastai():
+    code = f"{BLOCKED}\nfor name in {WITHOUT_FASTAI}:\n    import_module(f'fasthaw.{{name}}')\nprint('done')"
+    assert run(code, "fastai", "fastcore", "fastprogress", "torchvision", "matplotlib") == "done\n"
+
+
+def test_the_imports_for_type_checkers_are_those_of_the_door():
+    door = ast.parse((PACKAGE / "__init__.py").read_text())
+    (seen,) = [n.body for n in door.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    imports = [n for n in seen if isinstance(n, ast.ImportFrom)]
+    assert {(a.name, a.asname, n.module, n.level) for n in imports for a in n.names} == (
+        {(name, name, module, 1) for name, module in fasthaw._WHERE.items()}
+    )
+
+
+def test_every_public_name_is_behind_the_door():
+    names = {}
+    exec("from fasthaw import *", names)
+    assert names.keys() - {"__builtins__"} == set(fasthaw.__all__) == set(fasthaw._WHERE)
+    assert set(fasthaw.__all__) <= set(dir(fasthaw))
+    for name, module in fasthaw._WHERE.items():
+        there = getattr(sys.modules[f"fasthaw.{module}"], name)
+        assert getattr(fasthaw, name) is there and names[name] is there
+
+
+def test_no_public_name_is_that_of_a_module():
+    """Importing the module would put it where the name was."""
+    assert not {layer(path) for path in FILES} & set(fasthaw.__all__)
+
+
+def test_modules_are_behind_the_door_too_and_nothing_else_is():
+    assert run("import fasthaw; print(fasthaw.rates.Geometric is fasthaw.Geometric)") == "True\n"
+    with pytest.raises(AttributeError, match="module 'fasthaw' has no attribute 'split_stage'") as told:
+        fasthaw.split_stage  # noqa: B018
+    assert (told.value.name, told.value.obj) == ("split_stage", fasthaw)
+    assert not hasattr(fasthaw, "__wrapped__")
+
+
+def test_values_from_the_door_pickle():
+    for value in (fasthaw.split_at("fc"), fasthaw.LayerDecay(1e-3), fasthaw.FreezeContract(), fasthaw.LayerGroup):
+        assert pickle.loads(pickle.dumps(value)) == value
+
+
+def test_the_version_is_that_of_the_metadata():
+    assert fasthaw.__version__ == metadata.version("fasthaw")
+
+
+def cpu(code: str) -> float:
+    """Seconds of processor time that a fresh interpreter takes for `code`, the least of three."""
+    measure = "import resource as r; u = r.getrusage(r.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
+    return min(float(run(f"{code}\n{measure}").split()[-1]) for _ in range(3))
+
+
+@pytest.fixture(scope="module")
+def cpu_of_torch() -> float:
+    return cpu("import torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [["--help"], ["groups", "resnet5"]], ids=" ".join)
+def test_help_and_a_typo_do_not_wait_for_fastai(args, cpu_of_torch):
+    ours = cpu(f"from fasthaw.cli import main\ntry:\n    main({args})\nexcept SystemExit:\n    print()")
+    assert ours < 1.5 * cpu_of_torch
 
 
 @pytest.mark.slow
@@ -121,7 +232,7 @@ def same(a, b):
     return a == b if isinstance(b, (list, dict, set)) else a is b
 
 loaded, before = set(sys.modules), snapshot()
-import fasthaw
+from fasthaw import *
 more = {m for m in set(sys.modules) - loaded if m.startswith("fastai")}
 assert not more, f"import these before the first snapshot, too: {more}"
 after = snapshot()

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .architectures import timm_library, torchvision_builder
 from .groups import LayerGroup
-from .learner.archs import timm_library, torchvision_builder
 from .report import group_table
 from .splitters import Splitter, split_at, split_blocks, split_even, split_stages
 from .words import did_you_mean

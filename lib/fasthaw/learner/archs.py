@@ -1,45 +1,23 @@
-"""Architectures by name: torchvision's, timm's as `timm:NAME`, and what their weights expect of an image.
+"""Pretrained networks by architecture: built, with their weights, and what these expect of an image.
 
 What is not known is an error that says what there is; nothing is guessed and nothing else is loaded instead.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import TypeAlias
 
 import torchvision.models as tv
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from ..words import did_you_mean
+from ..architectures import timm_library, torchvision_builder
 
 Stats: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 Arch: TypeAlias = str | Callable[..., nn.Module] | nn.Module
 
 _NO_CLASSIFIERS = ("detection", "segmentation", "optical_flow", "quantization")
-
-
-def torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    """torchvision's function of this name; raises ValueError with the names that are near."""
-    if name not in tv.list_models():
-        raise ValueError(
-            f"torchvision has no model {name!r} (timm's are spelled 'timm:NAME'){did_you_mean(name, tv.list_models(), 3)}"
-        )
-    return tv.get_model_builder(name)
-
-
-def timm_library(name: str) -> ModuleType:
-    """timm, once it is sure that it has the model; raises ValueError with the names that are near, or ImportError."""
-    try:
-        timm = importlib.import_module("timm")
-    except ModuleNotFoundError as error:
-        raise ImportError(f"'timm:{name}' needs timm: pip install 'fasthaw[timm]'") from error
-    if not timm.is_model(name.partition(".")[0]):
-        raise ValueError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models(), 3)}")
-    return timm
 
 
 def load(arch: Arch, weights: str | WeightsEnum | None, options: dict) -> tuple[nn.Module, Stats | None]:
