@@ -2,9 +2,11 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
@@ -40,6 +42,20 @@ def imported(path: Path) -> set[str]:
 def test_what_the_library_imports_is_required(path):
     required = {r.name for r in (FOR_USERS if path.name == "demo.py" else NEEDED)}
     assert {NAMES.get(name, name.replace("_", "-")) for name in imported(path)} <= required
+
+
+@pytest.mark.slow
+def test_the_wheel_says_that_it_is_typed_and_holds_every_module(tmp_path):
+    pytest.importorskip("setuptools")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    code = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    with ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
+        held = {name for name in wheel.namelist() if name.startswith("fasthaw/")}
+    modules = {path.relative_to(ROOT / "lib").as_posix() for path in (ROOT / "lib").rglob("*.py")}
+    assert held == modules | {"fasthaw/py.typed"}
 
 
 def make(*args: str) -> str:
