@@ -1,9 +1,298 @@
-"""What we lean on without a promise is still there: a new version of a package fails here, by name."""
+"""What we lean on without a promise is still there: a new version of a package fails here, by name.
 
+First what `fasthaw.outside` wraps, then what has no underscore and yet stands in no documentation.
+"""
+
+import dis
+
+import fastai.vision.augment
+import fastai.vision.models.unet
+import pytest
+import torch
 import torchvision.models
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import LRFinder, ParamScheduler, SchedLin
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import Adam, Lookahead, OptimWrapper
+from fastai.torch_core import trainable_params
+from fastprogress.fastprogress import master_bar, progress_bar
+from torch import nn
+from torchvision.models import detection
 
+from data import learner, loaders
+from fasthaw.outside import fastai as of_fastai
+from fasthaw.outside import names
+from fasthaw.outside import python as of_python
+from fasthaw.outside import torch as of_torch
 from fasthaw.outside import torchvision as of_torchvision
+
+
+@pytest.fixture
+def learn(tiny):
+    return learner(tiny, splitter=trainable_params, dls=loaders(n_classes=2))
+
+
+# torch
+
+
+@pytest.mark.parametrize(
+    ("base", "kinds", "others"),
+    [
+        (of_torch.NormBase, ["BatchNorm2d(3)", "InstanceNorm1d(3)", "SyncBatchNorm(3)"], ["LayerNorm(3)"]),
+        (of_torch.BatchNorm, ["BatchNorm2d(3)", "SyncBatchNorm(3)", "LazyBatchNorm1d()"], ["InstanceNorm1d(3)"]),
+        (of_torch.ConvNd, ["Conv1d(1, 1, 1)", "ConvTranspose3d(1, 1, 1)"], ["Linear(1, 1)"]),
+        (of_torch.DropoutNd, ["Dropout(.1)", "Dropout2d(.1)", "AlphaDropout(.1)"], ["Identity()"]),
+    ],
+    ids=lambda base: getattr(base, "__name__", ""),
+)
+def test_the_base_classes_hold_what_they_held(base, kinds, others):
+    assert all(isinstance(eval(f"nn.{kind}"), base) for kind in kinds)
+    assert not any(isinstance(eval(f"nn.{kind}"), base) for kind in others)
+
+
+def test_a_lazy_layer_holds_uninitialised_parameters_until_its_first_batch():
+    lazy = nn.LazyLinear(2)
+    assert isinstance(lazy.weight, of_torch.Uninitialized)
+    lazy(torch.ones(1, 3))
+    assert not isinstance(lazy.weight, of_torch.Uninitialized)
+
+
+def test_trees_of_tensors_are_taken_apart_and_put_together():
+    tree = {"a": torch.ones(1), "b": (torch.zeros(2), [3])}
+    leaves, spec = of_torch.tree_flatten(tree)
+    assert isinstance(spec, of_torch.TreeSpec) and [*map(len, leaves[:2]), leaves[2]] == [1, 2, 3]
+    assert of_torch.tree_leaves(tree)[2] == 3
+    assert of_torch.tree_unflatten([1, 2, 3], spec) == of_torch.tree_map(len, {"a": "-", "b": ("--", ["---"])})
+
+
+def test_a_compiled_network_is_a_child_of_what_compile_returns(tiny):
+    assert of_torch.compiled_from(torch.compile(tiny)) is tiny
+    assert of_torch.compiled_from(tiny) is None
+
+
+def test_a_module_knows_that_it_was_compiled_in_place(tiny):
+    assert not of_torch.is_compiled(tiny)
+    tiny.compile()
+    assert of_torch.is_compiled(tiny)
+
+
+def test_many_tensors_are_worked_on_in_one_call():
+    tensors, others = [torch.tensor([3.0, 4.0]), torch.ones(1)], [torch.ones(2), torch.full((1,), 3.0)]
+    assert [*map(float, of_torch.norms(tensors))] == [5.0, 1.0]
+    of_torch.subtract(tensors, others)
+    assert [t.tolist() for t in tensors] == [[2.0, 3.0], [-2.0]]
+    of_torch.copy_to(tensors, others)
+    assert all(map(torch.equal, tensors, others)) and tensors[0] is not others[0]
+
+
+def test_a_graph_leads_to_its_leaves():
+    weight = torch.ones(2, requires_grad=True)
+    product = (weight * 2).grad_fn
+    assert of_torch.leaf_of(product) is None
+    assert of_torch.leaf_of(product.next_functions[0][0]) is weight
+
+
+def test_writing_to_one_number_shared_by_many_is_told_apart():
+    with pytest.raises(RuntimeError) as shared:
+        torch.zeros(1).expand(3).add_(1)
+    with pytest.raises(RuntimeError) as other:
+        torch.zeros(3).add_(torch.zeros(2))
+    assert of_torch.writes_to_shared_memory(shared.value) and not of_torch.writes_to_shared_memory(other.value)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_of_a_torch_loader_draws_one_seed(shuffle):
+    """Shuffling draws another number, for the sampler, after it."""
+    torch.manual_seed(0)
+    iter(torch.utils.data.DataLoader(range(3), shuffle=shuffle))
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    of_torch.draw_the_seed_of_an_epoch()
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+# Python
+
+
+def test_steps_of_code_are_known_by_name():
+    def forward(self, x):
+        return x.mean() * self.scale + torch.relu(x)
+
+    steps = [*dis.get_instructions(forward)]
+    assert {*map(of_python.loads_variable, steps)} == {"self", "x", "torch", None}
+    assert {*map(of_python.loads_attribute, steps)} == {"mean", "scale", "relu", None}
+    assert sum(map(of_python.multiplies, steps)) == 1
+
+
+def test_multiplying_in_place_is_multiplying_and_adding_is_not():
+    def gate(x, y):
+        x *= y
+        return x
+
+    assert sum(map(of_python.multiplies, dis.get_instructions(gate))) == 1
+    assert not any(map(of_python.multiplies, dis.get_instructions(lambda x, y: x + y)))
+
+
+# fastai
+
+
+def test_a_batch_goes_where_the_network_is(learn):
+    batch = of_fastai.to_device(learn, learn.dls.one_batch())
+    assert [t.device for t in batch] == [torch.device("cpu")] * 2
+    learn.model.to("meta")
+    assert [t.device for t in of_fastai.to_device(learn, batch)] == [torch.device("meta")] * 2
+
+
+def test_a_learner_lets_go_of_its_last_batch(learn):
+    learn.xb, learn.yb, learn.pred, learn.loss, learn.dl = (1,), (2,), 3, 4, 5
+    of_fastai.forget_batch(learn)
+    assert (learn.xb, learn.yb, learn.pred, learn.loss, learn.dl) == ((None,), (None,), None, None, None)
+
+
+class Asks(Callback):
+    """What `question` says of the learner at each start of a fit."""
+
+    def __init__(self, question) -> None:
+        self.question, self.said = question, []
+
+    def before_fit(self):
+        self.said.append(self.question(self.learn))
+
+
+@pytest.mark.parametrize("cbs", [[], [ProgressCallback]], ids=["alone", "with a progress bar"])
+def test_validation_and_predictions_hold_the_lock_and_a_fit_does_not(tiny, cbs):
+    asks = Asks(of_fastai.only_validates)
+    learn = learner(tiny, splitter=trainable_params, dls=loaders(n_classes=2), cbs=[asks, *cbs])
+    learn.fit(1, 1e-3)
+    learn.validate()
+    learn.get_preds()
+    assert asks.said[0] is False and asks.said[-1] is True and False not in asks.said[1:]
+    assert not of_fastai.only_validates(learn)
+
+
+def test_lr_find_goes_by_its_name(learn):
+    asks = Asks(of_fastai.will_be_undone)
+    learn.fit(1, 1e-3, cbs=asks)
+    learn.fit(1, cbs=[LRFinder(num_it=1), asks])
+    assert asks.said == [False, True]
+
+
+def test_optimizers_say_what_clearing_keeps(learn):
+    learn.create_opt()
+    assert {*of_fastai.kept_on_clear(learn.opt)} == {"force_train", "do_wd"}
+
+
+def test_events_go_through_two_methods_of_the_learner(learn):
+    calls, ends = [], []
+
+    def call(event):
+        calls.append(event)
+        Learner._call_one(learn, event)
+
+    def around(f, event, exception, final=lambda: None):
+        ends.append(event)
+        Learner._with_events(learn, f, event, exception, final)
+
+    assert of_fastai.dispatches_as_fastai(learn)
+    of_fastai.dispatch_by(learn, call, around)
+    learn.fit(1, 1e-3)
+    assert {"fit", "epoch", "train", "validate", "batch"} <= {*ends}
+    assert {"before_fit", "after_batch", "before_backward", "after_step"} <= {*calls}
+    of_fastai.dispatch_again(learn)
+    del calls[:]
+    learn.fit(1, 1e-3)
+    assert not calls
+
+    class Own(Learner):
+        def _call_one(self, event_name):
+            super()._call_one(event_name)
+
+    assert not of_fastai.dispatches_as_fastai(Own(learn.dls, learn.model, loss_func=learn.loss_func))
+
+
+# Names
+
+
+def test_classes_that_are_known_by_name_are_called_so():
+    assert names.is_called(fastai.vision.augment.RandTransform(), names.RANDOM_TRANSFORM)
+    assert not names.is_called(nn.ReLU(), names.RANDOM_TRANSFORM)
+    assert fastai.vision.models.unet.DynamicUnet.__name__ == names.UNET
+    modules = (detection.generalized_rcnn, detection.rpn, detection.roi_heads)
+    modules += (detection.retinanet, detection.ssd, detection.fcos)
+    assert all(any(name in vars(m) for m in modules) for name in names.DETECTORS)
 
 
 def test_torchvision_registers_its_models_in_a_way_that_can_be_read():
     assert [*of_torchvision.model_names()] == torchvision.models.list_models()
+
+
+# Without an underscore, and without a promise
+
+
+def test_fastais_optimizers_hold_what_is_saved_and_shown(learn):
+    learn.create_opt()
+    assert learn.opt.frozen_idx == 0 and [len(ps) for ps in learn.opt.param_lists] and learn.opt.hypers[0]["lr"] >= 0
+    wrapped = OptimWrapper([*learn.model.parameters()], torch.optim.SGD, lr=0.1)
+    assert isinstance(wrapped.opt, torch.optim.SGD)
+    ahead = Lookahead(Adam([*learn.model.parameters()], lr=0.1))
+    assert (ahead.count, ahead.slow_weights) == (0, None) and isinstance(ahead.opt.state, dict)
+
+
+def test_a_learners_callbacks_are_a_list_and_sorted_by_order(learn):
+    assert isinstance(learn.cbs.items, list)
+    orders = [cb.order for cb in learn.cbs.sorted("order")]
+    assert orders == sorted(orders)
+
+
+def test_fastais_loaders_make_an_epoch_by_these_steps(learn):
+    """In this order, as drawing another number first would shuffle otherwise."""
+    assert learn.dls.train.indexed
+    seen = []
+
+    class Tells(DataLoader):
+        def randomize(self):
+            seen.append("randomize")
+            super().randomize()
+
+        def before_iter(self):
+            seen.append("before_iter")
+            super().before_iter()
+
+        def get_idxs(self):
+            seen.append("get_idxs")
+            return super().get_idxs()
+
+        def after_iter(self):
+            seen.append("after_iter")
+            super().after_iter()
+
+    loader = Tells([*range(5)], bs=2, shuffle=True)
+    assert len([*loader]) == 3
+    assert seen == ["randomize", "before_iter", "get_idxs", "after_iter"]
+
+
+def test_a_callbacks_named_state_does_not_pickle_with_the_learner():
+    class Own(Callback):
+        _stateattrs = ("watch",)
+
+    cb = Own()
+    cb.watch = object()
+    assert "watch" not in cb.__getstate__()
+
+
+def test_a_schedule_sets_what_it_gives_for_a_position(learn):
+    schedule = ParamScheduler({"lr": SchedLin(0.0, 1.0)})
+    learn.create_opt()
+    learn.add_cb(schedule)
+    schedule._update_val(0.25)
+    assert {h["lr"] for h in learn.opt.hypers} == {0.25}
+
+
+def test_progress_bars_nest_and_carry_a_text():
+    outer = master_bar(range(1))
+    for _ in outer:
+        bar = progress_bar(range(1), parent=outer, leave=False)
+        bar.comment = "filling"
+        assert [*bar] == [0]

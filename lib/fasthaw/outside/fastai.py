@@ -1,0 +1,61 @@
+"""fastai's own: what a learner does around batches and fits, and what its callbacks and optimizers keep.
+
+Of fastai's public things that are documented nowhere, those that we lean on are in `tests/test_outside.py` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastai.learner import Learner
+from fastai.optimizer import Optimizer
+
+LR_FINDER = "lr_finder"
+
+
+def to_device(learn: Learner, batch):
+    """The batch on the device of the network, as `Learner` moves each one before `before_batch` is fired."""
+    return learn._set_device(batch)
+
+
+def forget_batch(learn: Learner) -> None:
+    """What `fit` does at its very end: the last batch, its output and loss are let go, and their memory with them.
+
+    A fit that an exception ended has not done it.
+    """
+    learn._end_cleanup()
+
+
+def only_validates(learn: Learner) -> bool:
+    """Whether `validate`, `get_preds` or `predict` is going on: they fire `before_fit` and `before_epoch` as a fit does.
+
+    fastai holds this lock around them and never else.
+    """
+    return learn.lock.locked()
+
+
+def will_be_undone(learn: Learner) -> bool:
+    """Whether the fit that goes on is `lr_find`'s: by this name fastai's own callbacks know that they should save nothing."""
+    return hasattr(learn, LR_FINDER)
+
+
+def kept_on_clear(opt: Optimizer) -> list[str]:
+    """The keys of a parameter's state that `Optimizer.clear_state` keeps: how it is to be stepped, not what it has seen."""
+    return opt._keep_on_clear
+
+
+def dispatches_as_fastai(learn: Learner) -> bool:
+    """Whether the learner's class calls its callbacks in fastai's own way."""
+    own = (type(learn)._call_one, type(learn)._with_events)
+    return own == (Learner._call_one, Learner._with_events)
+
+
+def dispatch_by(learn: Learner, call: Callable, around: Callable) -> None:
+    """Let `call(event)` and `around(f, event, exception, final)` stand in for the methods that fire events, in place."""
+    learn._call_one, learn._with_events = call, around
+
+
+def dispatch_again(learn: Learner) -> None:
+    """Undo `dispatch_by`."""
+    for name in ("_call_one", "_with_events"):
+        vars(learn).pop(name, None)

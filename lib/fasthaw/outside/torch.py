@@ -1,0 +1,93 @@
+"""torch's own: base classes, what `torch.compile` leaves on a module, trees of tensors, many tensors at once, graphs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Every BatchNorm and InstanceNorm, synchronised ones too: there is no public class for "keeps running statistics".
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+
+# Convolutions of any number of dimensions, transposed ones too.
+from torch.nn.modules.conv import _ConvNd as ConvNd
+
+# Dropout of every kind, so that a new one of torch's counts as well.
+from torch.nn.modules.dropout import _DropoutNd as DropoutNd
+
+# What a lazy layer holds before its first batch has given it a shape.
+from torch.nn.parameter import UninitializedTensorMixin as Uninitialized
+
+# Nested lists, tuples and dicts of tensors: what networks take and return. torch has no public module for them.
+from torch.utils._pytree import TreeSpec as TreeSpec
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+
+__all__ = [
+    "BatchNorm",
+    "NormBase",
+    "ConvNd",
+    "DropoutNd",
+    "Uninitialized",
+    "TreeSpec",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+    "compiled_from",
+    "is_compiled",
+    "norms",
+    "subtract",
+    "copy_to",
+    "leaf_of",
+    "writes_to_shared_memory",
+    "draw_the_seed_of_an_epoch",
+]
+
+
+def compiled_from(model: nn.Module) -> nn.Module | None:
+    """The network inside what `torch.compile(model)` returned; None for any other module.
+
+    It holds the network as a child of this name, which is no attribute of any network written by hand.
+    """
+    return model._modules.get("_orig_mod")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called: it leaves the class and the children as they are."""
+    return module._compiled_call_impl is not None
+
+
+def norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each tensor in one call, as `clip_grad_norm_` computes them: one kernel for a whole network."""
+    return list(torch._foreach_norm(tensors))
+
+
+def subtract(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """Subtract each of `others` from each of `tensors`, in place, in one call."""
+    torch._foreach_sub_(tensors, others)
+
+
+def copy_to(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """Copy each of `others` into each of `tensors`, in one call."""
+    torch._foreach_copy_(tensors, others)
+
+
+def leaf_of(node: torch.autograd.graph.Node) -> Tensor | None:
+    """The tensor whose gradient this node of a graph adds up; None for a node that computes something.
+
+    A graph ends in such nodes, and nothing public leads from one to its tensor.
+    """
+    return node.variable if type(node).__name__ == "AccumulateGrad" else None
+
+
+def writes_to_shared_memory(error: RuntimeError) -> bool:
+    """Whether torch refused to write into an expanded tensor: it has no class of error for that."""
+    return "single memory location" in str(error)
+
+
+def draw_the_seed_of_an_epoch() -> None:
+    """Draw what every epoch of a torch `DataLoader` draws from the global generator: the seed of its workers."""
+    iter(torch.utils.data.DataLoader(range(1)))
