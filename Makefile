@@ -10,7 +10,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
 .PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants bench-freeze bench-recorder \
-    bench-splitters bench-dropout bench-features faults dropout-coverage architectures classifiers clean
+    bench-splitters bench-dropout bench-features bench-fused faults dropout-coverage architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -77,6 +77,9 @@ bench-dropout: $(call needs,dev) ## what inserted dropout costs
 
 bench-features: $(call needs,dev) ## what cached features save
 	$(PY) tests/benchmarks/bench_features.py $(ARGS)
+
+bench-fused: $(call needs,dev) ## what a step of the optimizer costs
+	$(PY) -W ignore tests/benchmarks/bench_fused.py $(ARGS)
 
 # Damaged files, signals at any moment, two processes, other data, bad arguments: what goes wrong, counted.
 faults: $(call needs,dev) ## what goes wrong with files, signals and arguments; a quarter of an hour; ARGS=checkpoints

@@ -87,6 +87,29 @@ def test_many_tensors_are_worked_on_in_one_call():
     assert all(map(torch.equal, tensors, others)) and tensors[0] is not others[0]
 
 
+def test_many_tensors_are_multiplied_and_cleared_in_place():
+    tensors = [torch.ones(2), torch.full((3,), 2.0)]
+    of_torch.multiply(tensors, 0.5)
+    assert [t[0].item() for t in tensors] == [0.5, 1.0]
+    of_torch.set_to_zero(tensors)
+    assert not any(t.any() for t in tensors)
+
+
+def test_the_fused_kernels_step_as_the_optimizers_that_are_made_of_them():
+    torch.manual_seed(0)
+    one, other = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
+    other.data.copy_(one.data)
+    one.grad, other.grad = torch.ones(5), torch.ones(5)
+    torch.optim.AdamW([one], 0.1, (0.9, 0.99), 1e-5, 0.01, fused=True).step()
+    average, square, step = torch.zeros(5), torch.zeros(5), torch.tensor(1.0)
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "eps": 1e-5}
+    with torch.no_grad():
+        of_torch.fused_adamw_step(
+            [other], [other.grad], [average], [square], [], [step], **numbers, amsgrad=False, maximize=False
+        )
+    assert torch.equal(one, other) and step == 1
+
+
 def test_a_graph_leads_to_its_leaves():
     weight = torch.ones(2, requires_grad=True)
     product = (weight * 2).grad_fn

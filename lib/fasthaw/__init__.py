@@ -53,11 +53,16 @@ _WHERE = {
     # other networks and other trainers
     "transfer_learner": "learner",
     "param_groups": "optim",
+    "fused_adam": "fused",
+    "fused_sgd": "fused",
     # dropout
     "insert_dropout": "dropout",
     "remove_dropout": "dropout",
     "set_dropout": "dropout",
     "dropout_table": "dropout",
+    # evidence
+    "compare": "evidence",
+    "arms_of": "evidence",
     # what the functions above return, and take
     "Splitter": "splitters",
     "GroupTable": "report",
@@ -68,6 +73,7 @@ _WHERE = {
     "Proof": "report",
     "CacheReport": "features",
     "DropoutTable": "dropout",
+    "Comparison": "evidence",
 }
 
 __all__ = [*_WHERE]
@@ -82,6 +88,9 @@ if TYPE_CHECKING:
     from .dropout import insert_dropout as insert_dropout
     from .dropout import remove_dropout as remove_dropout
     from .dropout import set_dropout as set_dropout
+    from .evidence import Comparison as Comparison
+    from .evidence import arms_of as arms_of
+    from .evidence import compare as compare
     from .features import CacheReport as CacheReport
     from .features import cached_features as cached_features
     from .fit import Preview as Preview
@@ -96,6 +105,8 @@ if TYPE_CHECKING:
     from .freezing import fingerprints as fingerprints
     from .freezing import frozen as frozen
     from .freezing import train_only as train_only
+    from .fused import fused_adam as fused_adam
+    from .fused import fused_sgd as fused_sgd
     from .groups import LayerGroup as LayerGroup
     from .groups import SplitError as SplitError
     from .learner import transfer_learner as transfer_learner

@@ -26,6 +26,8 @@ from fastai.optimizer import (
 )
 from torch import Tensor, nn
 
+from .outside.torch import fused_adam_step, fused_adamw_step, fused_sgd_step, multiply, set_to_zero
+
 _DEVICES = {"cpu", "cuda"}
 _DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
@@ -87,7 +89,7 @@ class FusedOptimizer(Optimizer):
                 p.grad.detach_()
             grads.setdefault((p.grad.device, p.grad.dtype), []).append(p.grad)
         for same in grads.values():
-            torch._foreach_zero_(same)
+            set_to_zero(same)
 
     def _buckets(self, params: Iterable[nn.Parameter], hyper: dict) -> Iterable[_Bucket]:
         """The parameters of one group with a gradient, those alike together; others are stepped here as fastai does it."""
@@ -160,11 +162,11 @@ def _like(p: Tensor, t: Tensor) -> Tensor:
 
 
 def _adamw(bucket: _Bucket, hyper: dict) -> None:
-    _adam_by(torch._fused_adamw_, bucket, hyper)
+    _adam_by(fused_adamw_step, bucket, hyper)
 
 
 def _adam(bucket: _Bucket, hyper: dict) -> None:
-    _adam_by(torch._fused_adam_, bucket, hyper)
+    _adam_by(fused_adam_step, bucket, hyper)
 
 
 def _adam_by(kernel: Callable, bucket: _Bucket, hyper: dict) -> None:
@@ -191,7 +193,7 @@ def _decayed_sgd(bucket: _Bucket, hyper: dict) -> None:
     wd = bucket.wd(hyper)
     with torch.no_grad():
         if wd:
-            torch._foreach_mul_(bucket.params, 1 - float(hyper["lr"]) * wd)
+            multiply(bucket.params, 1 - float(hyper["lr"]) * wd)
         _sgd_by(bucket, hyper, 0.0)
 
 
@@ -201,7 +203,7 @@ def _sgd(bucket: _Bucket, hyper: dict) -> None:
 
 
 def _sgd_by(bucket: _Bucket, hyper: dict, wd: float) -> None:
-    torch._fused_sgd_(
+    fused_sgd_step(
         bucket.params,
         bucket.grads,
         bucket.kept[0] if bucket.kept else [],

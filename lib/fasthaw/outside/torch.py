@@ -41,6 +41,11 @@ __all__ = [
     "norms",
     "subtract",
     "copy_to",
+    "multiply",
+    "set_to_zero",
+    "fused_adamw_step",
+    "fused_adam_step",
+    "fused_sgd_step",
     "leaf_of",
     "writes_to_shared_memory",
     "draw_the_seed_of_an_epoch",
@@ -73,6 +78,22 @@ def subtract(tensors: list[Tensor], others: list[Tensor]) -> None:
 def copy_to(tensors: list[Tensor], others: list[Tensor]) -> None:
     """Copy each of `others` into each of `tensors`, in one call."""
     torch._foreach_copy_(tensors, others)
+
+
+def multiply(tensors: list[Tensor], by: float) -> None:
+    """Multiply each tensor by a number, in place, in one call."""
+    torch._foreach_mul_(tensors, by)
+
+
+def set_to_zero(tensors: list[Tensor]) -> None:
+    """Set each tensor to zero, in place, in one call."""
+    torch._foreach_zero_(tensors)
+
+
+# The kernels of `torch.optim`'s `fused=True`: its classes keep state of their own, and fastai's optimizers keep theirs.
+fused_adamw_step = torch._fused_adamw_
+fused_adam_step = torch._fused_adam_
+fused_sgd_step = torch._fused_sgd_
 
 
 def leaf_of(node: torch.autograd.graph.Node) -> Tensor | None:
