@@ -13,13 +13,13 @@ import fasthaw
 
 PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
-    *("outside", "words", "tables", "modules", "untouched"),
+    *("outside", "words", "tables", "modules", "undo", "randomness", "untouched"),
     *("groups", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report", "architectures"),
     *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]
 # Modules that import nothing else from outside the standard library.
-ONLY = {"words": set(), "rates": set(), "modules": {"torch"}, "groups": {"torch"}}
+ONLY = {"words": set(), "undo": set(), "rates": set(), "modules": {"torch"}, "groups": {"torch"}}
 FASTAIS = (
     PACKAGE / "outside" / "fastai.py"
 )  # the one file before `callbacks` that is fastai's; nothing before may import it

@@ -1,63 +1,142 @@
-"""Forwards that leave no trace: a network may be run to learn about it, and then it is as it was."""
+"""Forwards that leave no trace: a network may be run to learn about it, and then it is as it was.
+
+What a forward may change is written down before, module by module, and put back: it is not known what a network does.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from .randomness import random_state, seed_all, set_random_state
+from .undo import Undone
 
 
-@contextmanager
-def untouched(model: nn.Module, *, seed: int | None = None) -> Iterator[None]:
-    """Puts random state and every module's attributes, hooks and buffers back on leaving; inside, `seed` where given.
+class untouched(Undone):
+    """A `with` block that leaves network and random state as they were; inside, generators are seeded with `seed` where given.
 
-    Attributes count, as a language model keeps its hidden state there, and hooks, as Transformers' models register theirs in
-    their first forward.
+    Modes, attributes, hooks, buffers, `requires_grad`, gradients, the grad mode and the random state of the process are put
+    back. Attributes count with the lists, dictionaries, sets and tensors in them, as a language model keeps its hidden state
+    there; hooks, as Transformers' models register theirs in their first forward. Inside, gradients are away, and a network
+    that was compiled in place runs as it was written. Weights are not copied, except those that an embedding with `max_norm`
+    scales in its forward. `inside` are contexts that are entered last, and left first.
+
+    Raises:
+        ValueError: a lazy layer, which the first forward would turn into another one for good.
     """
-    kept = [_Kept(m) for m in model.modules()]
-    try:
-        with _same_random_numbers():
-            if seed is not None:
-                torch.manual_seed(seed)
-                random.seed(seed)
-            yield
-    finally:
-        for one in kept:
-            one.put_back()
+
+    def __init__(self, model: nn.Module, *inside: AbstractContextManager, seed: int | None = None) -> None:
+        super().__init__(self._begin, self._end)
+        self._model, self._inside, self._seed = model, inside, seed
+
+    def _begin(self) -> None:
+        self._stack, self._grads = ExitStack(), []
+        self._network, self._random = None, None
+        self._grad_mode, self._random, self._network = torch.is_grad_enabled(), random_state(), Network(self._model)
+        for p in self._model.parameters():
+            self._grads.append((p, p.grad))
+            p.grad = None
+        for module in self._model.modules():
+            if vars(module).get("_compiled_call_impl") is not None:
+                module._compiled_call_impl = None
+        if self._seed is not None:
+            seed_all(self._seed)
+        for context in self._inside:
+            self._stack.enter_context(context)
+
+    def _end(self) -> None:
+        self._stack.close()
+        if self._network is None:
+            return
+        torch.set_grad_enabled(self._grad_mode)
+        self._network.put_back()
+        for p, grad in self._grads:
+            p.grad = grad
+        set_random_state(self._random)
 
 
-class _Kept:
-    """What a module was."""
+class Network:
+    """What a network was, besides the values of its weights and their gradients: `put_back` makes it so again, in place."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.attributes = module, dict(vars(module))
-        # Hooks and the like stay in the dictionaries that they are in: handles point there.
-        self.keys = [(d, set(d)) for d in self.attributes.values() if isinstance(d, dict)]
-        self.buffers = {n: b.clone() for n, b in module._buffers.items() if b is not None}
+    def __init__(self, model: nn.Module) -> None:
+        lazy = next((n for n, p in _tensors(model) if isinstance(p, UninitializedTensorMixin)), None)
+        if lazy is not None:
+            raise ValueError(f"{lazy} has no shape yet (a lazy layer): send one batch through the model first")
+        self._modules = [(m, dict(vars(m))) for m in model.modules()]
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        self._parts = _Parts()
+        for module, attributes in self._modules:
+            self._parts.add(v for k, v in attributes.items() if k not in ("_parameters", "_modules"))
+            # Their tensors are weights and their modules are looked at by themselves, so only the names are kept.
+            self._parts.containers += [(d, dict(d)) for d in (module._parameters, module._modules)]
+            if getattr(module, "max_norm", None) is not None:
+                self._parts.keep(module.weight)
 
     def put_back(self) -> None:
-        vars(self.module).clear()
-        vars(self.module).update(self.attributes)
-        for dictionary, keys in self.keys:
-            for key in dictionary.keys() - keys:
-                del dictionary[key]
+        """Make the network what it was."""
+        for module, attributes in self._modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+        self._parts.put_back()
+        for p, flag in self._flags:
+            p.requires_grad_(flag)
+
+
+class _Parts:
+    """Containers, and the tensors in them, that may be changed in place."""
+
+    def __init__(self) -> None:
+        self.containers: list[tuple[dict | list | set | deque, dict | list | set | deque]] = []
+        self._tensors: list[tuple[Tensor, Tensor, int]] = []
+        self._seen: dict[int, object] = {}
+
+    def add(self, values: Iterable) -> None:
+        """Write down these values, and what is in them."""
+        waiting = list(values)
+        while waiting:
+            value = waiting.pop()
+            if not isinstance(value, Tensor | dict | list | set | tuple | deque) or id(value) in self._seen:
+                continue
+            self._seen[id(value)] = value
+            if isinstance(value, Tensor):
+                if not isinstance(value, nn.Parameter):
+                    self.keep(value)
+                continue
+            if not isinstance(value, tuple):
+                self.containers.append((value, value.copy()))
+            waiting += value.values() if isinstance(value, dict) else value
+
+    def keep(self, tensor: Tensor) -> None:
+        """Write down the numbers of a tensor; one on the meta device has none."""
+        if not tensor.is_meta:
+            self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+
+    def put_back(self) -> None:
+        """Give each its contents again, in place: a tensor that was not written to may be part of a graph."""
+        for container, before in self.containers:
+            _refill(container, before)
         with torch.no_grad():
-            for name, buffer in self.buffers.items():
-                self.module._buffers[name].copy_(buffer)
+            for tensor, before, version in self._tensors:
+                if tensor.shape != before.shape or tensor.dtype != before.dtype:
+                    tensor.data = before
+                elif tensor._version != version or not (before.layout != torch.strided or torch.equal(tensor, before)):
+                    tensor.copy_(before)
 
 
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Puts the random state of Python, NumPy and torch back on leaving."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+def _refill(container, before) -> None:
+    if isinstance(container, dict):
+        if [(k, id(v)) for k, v in container.items()] != [(k, id(v)) for k, v in before.items()]:
+            container.clear()
+            container.update(before)
+    elif list(map(id, container)) != list(map(id, before)):
+        container.clear()
+        container.update(before) if isinstance(container, set) else container.extend(before)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]

@@ -8,8 +8,8 @@ are answered instead of run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from ..callbacks import FrozenEval
 from ..freezing import frozen
 from ..groups import LayerGroup
 from ..splitters import layer_groups
+from ..undo import Standin, Undone
 from .cut import Refused, check_hooks
 from .events import Listeners
 from .fill import Cached, CacheReport, CacheSettings, filled
@@ -28,7 +29,6 @@ from .loader import CachedLoader
 from .playback import Playback
 
 
-@contextmanager
 def cached_features(
     learn: Learner,
     *,
@@ -39,7 +39,7 @@ def cached_features(
     data_id: str | None = None,
     fast_fill: bool = False,
     required: bool = True,
-) -> Iterator[CachedFeatures]:
+) -> AbstractContextManager[CachedFeatures]:
     """Within it, fits run the frozen layers before the first trained one once an item, and every epoch only the rest.
 
     `with cached_features(learn): learn.fit_one_cycle(8)`. Order, shuffling, random draws, callbacks, metrics and the
@@ -63,16 +63,25 @@ def cached_features(
         ValueError: the fit cannot be cached without changing what it learns; the message says why, and the ways out.
         OSError: the disk is full.
     """
-    if any(isinstance(cb, CachedFeatures) for cb in learn.cbs):
-        raise ValueError("this learner is inside cached_features already; leave that block first")
     settings = CacheSettings(directory and Path(directory), memory, dtype, views, data_id, fast_fill)
     cb = CachedFeatures(settings, required=required)
-    learn.add_cb(cb)
-    try:
-        yield cb
-    finally:
+    epochs = Standin(learn, "all_batches", cb.serve)
+
+    def enter() -> CachedFeatures:
+        if any(isinstance(other, CachedFeatures) for other in learn.cbs):
+            raise ValueError("this learner is inside cached_features already; leave that block first")
+        cb.batches = epochs.real
+        learn.add_cb(cb)
+        epochs.put_in()
+        return cb
+
+    def leave() -> None:
+        epochs.take_out()
+        if cb in learn.cbs:
+            learn.remove_cb(cb)
         cb.stop()
-        learn.remove_cb(cb)
+
+    return Undone(enter, leave)
 
 
 class CachedFeatures(Callback):
@@ -90,9 +99,12 @@ class CachedFeatures(Callback):
         self._all: list[nn.Parameter] = []
         self._turns, self._epochs = 0, 0  # epochs of the fits before, and of the last one
         self._trains: list[bool] | None = None  # what trained when the cache was made or asked for
-        self._handles: list = []
-        self._listeners: Listeners | None = None
+        self.batches: Callable[[], None]  # the learner's own way through an epoch
         self._stop_serving()
+
+    def __reduce__(self) -> tuple:
+        # An exported learner has neither cache nor data: what is left of this callback does nothing.
+        return Callback, ()
 
     def before_fit(self) -> None:
         self._trains = None
@@ -107,10 +119,6 @@ class CachedFeatures(Callback):
             self._trains = now
             self._fill(layer_groups(self.learn))
         self._epochs = self.learn.epoch + 1
-        self._serve()
-
-    def before_validate(self) -> None:
-        self._serve()
 
     def before_batch(self) -> None:
         if self._loaders and any(p.requires_grad for p in self._params):
@@ -129,15 +137,6 @@ class CachedFeatures(Callback):
             check_hooks(self._cache.cut)  # some callbacks hook themselves in for some batches only
             self._looked = True
         self._answered = False
-
-    def after_train(self) -> None:
-        self._unhook()
-
-    def after_validate(self) -> None:
-        self._unhook()
-
-    def after_fit(self) -> None:
-        self._stop_serving()
 
     def stop(self) -> None:
         """Put everything back and drop the cache."""
@@ -164,40 +163,44 @@ class CachedFeatures(Callback):
             for dl, tables, layout in cache.sets()
         }
 
-    def _serve(self) -> None:
-        """In place of a loader that is cached, its rows, for the epoch that begins."""
-        loader = self._loaders.get(id(self.learn.dl))
+    def serve(self) -> None:
+        """In place of `learn.all_batches`: one epoch, from rows where its loader is cached."""
+        learn, source = self.learn, self.learn.dl
+        loader = self._loaders.get(id(source))
         if loader is None:
+            self.batches()
             return
-        loader.turn = self._turns + self.learn.epoch
-        self.learn.dl = loader
+        loader.turn = self._turns + learn.epoch
         self._answered, self._looked = False, False
-        self._unhook()
-        self._handles = [
-            self.learn.model.register_forward_pre_hook(self._enter),
-            self.learn.model.register_forward_hook(self._leave, always_call=True),
-        ]
-        self._listeners = Listeners(self.learn)
-        self._listeners.start()
+        play, events = self._play, Listeners(learn)
 
-    def _enter(self, model: nn.Module, args: tuple) -> None:
-        if self._play.knows(args):
+        def run(*args, **kwargs):
+            # With the inputs of a cached batch, what is frozen is answered.
+            if not play.knows(args):
+                return forward.real(*args, **kwargs)
             self._answered = True
-            self._play.stubs.__enter__()
+            with play.stubs:
+                return forward.real(*args, **kwargs)
 
-    def _leave(self, model: nn.Module, args: tuple, output) -> None:
-        self._play.stubs.__exit__()
+        forward = Standin(learn.model, "forward", run)
 
-    def _unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if self._listeners is not None:
-            self._listeners.stop()
+        def enter() -> None:
+            learn.dl = loader
+            forward.put_in()
+            events.start()
+
+        def leave() -> None:
+            events.stop()
+            forward.take_out()
+            play.clear()
+            if learn.dl is loader:
+                learn.dl = source
+
+        with Undone(enter, leave):
+            self.batches()
 
     def _stop_serving(self) -> None:
-        self._unhook()
         self._loaders: dict[int, CachedLoader] = {}
         self._params: list[nn.Parameter] = []
         self._play: Playback | None = None
-        self._answered = False
+        self._answered = self._looked = False

@@ -19,9 +19,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, t
 
 from ..freezing import frozen as frozen_states
 from ..groups import LayerGroup
+from ..randomness import where_it_stands
 from ..untouched import untouched
 from .forms import Form, form_of
-from .sites import Key, Rerouted, candidates, learns, rng_state
+from .sites import Key, Rerouted, candidates, learns
 
 
 class Refused(ValueError):
@@ -119,23 +120,20 @@ def _after_trained(model, modules, trained: Iterable[nn.Module], inputs, trainin
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if any(t.requires_grad or (begun and not t.is_floating_point()) for t in tensors) or (begun and not tensors):
             after.add(key)
-        before = rng_state()
+        before = where_it_stands()
         output = real(*args, **kwargs)
-        if rng_state() == before:
+        if where_it_stands() == before:
             return output
         after.add(key)
         return marked(output)
 
-    with untouched(model, seed=0), torch.enable_grad():
-        handles = [m.register_forward_hook(lambda module, args, output: marked(output)) for m in trained]
-        try:
-            if not training:
-                model.eval()
-            with Rerouted(modules, around):
-                model(*inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with untouched(model, torch.enable_grad(), seed=0):
+        for module in trained:
+            module.register_forward_hook(lambda module, args, output: marked(output))
+        if not training:
+            model.eval()
+        with Rerouted(modules, around):
+            model(*inputs)
     return after
 
 
@@ -152,7 +150,7 @@ def _answers(model, modules, two, three) -> dict[Key, Answer]:
             seen[key] = [t.detach() if isinstance(t, Tensor) else t for t in leaves], spec
             return output
 
-        with untouched(model, seed=0), torch.no_grad():
+        with untouched(model, torch.no_grad(), seed=0):
             model.eval()
             with Rerouted(modules, around):
                 model(*inputs)
@@ -212,7 +210,7 @@ def _live_in(model, modules, answers, inputs, training: bool) -> tuple[set[tuple
             output = real(*args, **kwargs)
         return leaves(key, output)
 
-    with untouched(model, seed=0), torch.enable_grad():
+    with untouched(model, torch.enable_grad(), seed=0):
         if not training:
             model.eval()
         with Rerouted(modules, around):
@@ -244,11 +242,12 @@ def _check(cut: Cut, groups: Sequence[LayerGroup], frozen: Sequence[bool]) -> No
             f"no frozen layer comes before the first trained one ({states}), so there is nothing to cache. Freeze the first "
             "groups (learn.freeze(), learn.freeze_to(-2)), or fit without the cache"
         )
-    for (name, _), i in cut.live:
-        form = next(a.leaves[i] for (n, _), a in cut.answers.items() if n == name)
+    for (name, call), i in cut.live:
+        form = cut.answers[name, call].leaves[i]
         if not form.divisible:
+            which = f" from its call {call + 1}" if call else ""
             raise Refused(
-                f"{name} returns a tensor of shape {form.shape(2)} for 2 items, which does not divide into items"
+                f"{name} returns a tensor of shape {form.shape(2)} for 2 items{which}, which does not divide into items"
             )
     check_hooks(cut)
 

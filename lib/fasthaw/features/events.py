@@ -8,6 +8,8 @@ from __future__ import annotations
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
+from ..undo import Standin
+
 
 class Listeners:
     """In place of fastai's own way of calling callbacks, inside an epoch: the same ones in the same order."""
@@ -15,6 +17,7 @@ class Listeners:
     def __init__(self, learn: Learner) -> None:
         self._learn, self._known = learn, []
         self._of: dict[str, list[Callback]] = {}
+        self._standins = [Standin(learn, "_call_one", self), Standin(learn, "_with_events", self.around)]
 
     def __call__(self, event: str) -> None:
         if self._known != self._learn.cbs.items:
@@ -38,12 +41,13 @@ class Listeners:
     def start(self) -> None:
         """Take over, where the learner's class has no way of its own."""
         if (type(self._learn)._call_one, type(self._learn)._with_events) == (Learner._call_one, Learner._with_events):
-            self._learn._call_one, self._learn._with_events = self, self.around
+            for one in self._standins:
+                one.put_in()
 
     def stop(self) -> None:
         """Give back."""
-        for name in ("_call_one", "_with_events"):
-            vars(self._learn).pop(name, None)
+        for one in self._standins:
+            one.take_out()
 
 
 def _listens(cb: Callback, event: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..undo import as_it_is
 from .cut import Cut, Refused
 from .playback import Playback, zeros_like
 from .store import Column, Table
@@ -114,6 +115,10 @@ class CachedLoader:
 
     def __getattr__(self, name: str):
         return getattr(self.source, name)
+
+    def __reduce__(self) -> tuple:
+        # What is copied or saved is the loader that this one stands for: no rows, and no network.
+        return as_it_is, (self.source,)
 
     def __iter__(self) -> Iterator:
         table = self._tables[self.turn % len(self._tables)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..undo import Undone
 from ..untouched import untouched
 from .cut import Cut, Refused, floats
 from .forms import Form
@@ -36,22 +37,28 @@ def collect(model: nn.Module, cut: Cut, inputs: tuple) -> list[Tensor]:
                 raise _Collected
         return output
 
-    flags = [(m, m.training) for m in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad(), Rerouted(cut.modules, around):
+        with in_eval_mode(model), torch.no_grad(), Rerouted(cut.modules, around):
             model(*inputs)
     except _Collected:
         pass
-    finally:
-        for module, training in flags:
-            module.training = training
     missing = [key[0] for key, i in cut.live if (key, i) not in found]
     if missing:
         raise Refused(
             f"the network does not call {', '.join(missing)} in eval mode, so what it returns cannot be cached"
         )
     return [found[at] for at in cut.live]
+
+
+def in_eval_mode(model: nn.Module) -> Undone:
+    """A `with` block for a network in eval mode; each module has its own mode again afterwards."""
+    flags = [(m, m.training) for m in model.modules()]
+
+    def back() -> None:
+        for module, training in flags:
+            module.training = training
+
+    return Undone(model.eval, back)
 
 
 class Playback:
@@ -75,7 +82,7 @@ class Playback:
 
     def knows(self, args: tuple) -> bool:
         """Whether the network is called with the inputs of this batch, whole and as they were served."""
-        if self._first is None:
+        if self._first is None or not args:
             return False
         first = args[0] if isinstance(args[0], Tensor) else tree_leaves(args)[0]
         return len(first) == self._n and first.data_ptr() == self._first.data_ptr()
@@ -139,7 +146,7 @@ def _apart(model: nn.Module, cut: Cut, inputs: tuple, other: tuple, training: bo
     play.set(features, len(tree_leaves(inputs)[0]))
 
     def outputs(run, xs):
-        with untouched(model, seed=0), torch.no_grad():
+        with untouched(model, torch.no_grad(), seed=0):
             if not training:
                 model.eval()
             with run:

@@ -6,14 +6,13 @@ and the `state_dict` stay what they are, and the network's own forward runs.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..groups import LayerGroup
+from ..undo import Standin, Undone
 from ..untouched import untouched
 
 Key = tuple[str, int]  # a module's dotted name, and which of its calls in one forward, from 0
@@ -52,15 +51,12 @@ def _called(model: nn.Module, inputs: tuple) -> set[int]:
     """The modules, by identity, that the network calls in training or in eval mode."""
     called: set[int] = set()
     for training in (True, False):
-        with untouched(model, seed=0), torch.no_grad():
+        with untouched(model, torch.no_grad(), seed=0):
             if not training:
                 model.eval()
-            handles = [m.register_forward_pre_hook(lambda m, args: called.add(id(m))) for m in model.modules()]
-            try:
-                model(*inputs)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            for m in model.modules():
+                m.register_forward_pre_hook(lambda m, args: called.add(id(m)))
+            model(*inputs)
     return called
 
 
@@ -69,18 +65,19 @@ def learns(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
 
 
-class Rerouted:
+class Rerouted(Undone):
     """Sends the calls of some modules to `around(key, real, *args, **kwargs)` while it is entered.
 
     Entering costs a dictionary entry a module, so that it can be done around every batch.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], around: Callable) -> None:
+        super().__init__(self._put_in, self._take_out)
         self._around, self._counts = around, dict.fromkeys(modules, 0)
-        self._modules = [(m, self._wrapped(name, m), m.__dict__.get("forward")) for name, m in modules.items()]
+        self._standins = [Standin(m, "forward", self._call(name, m.forward)) for name, m in modules.items()]
 
-    def _wrapped(self, name: str, module: nn.Module) -> Callable:
-        real, around, counts = module.forward, self._around, self._counts
+    def _call(self, name: str, real: Callable) -> Callable:
+        around, counts = self._around, self._counts
 
         def forward(*args, **kwargs):
             n = counts[name]
@@ -89,22 +86,11 @@ class Rerouted:
 
         return forward
 
-    def __enter__(self) -> Rerouted:
+    def _put_in(self) -> None:
         self._counts.update(dict.fromkeys(self._counts, 0))
-        for module, forward, _ in self._modules:
-            module.__dict__["forward"] = forward
-        return self
+        for one in self._standins:
+            one.put_in()
 
-    def __exit__(self, *exc) -> None:
-        for module, _, before in self._modules:
-            if before is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = before
-
-
-def rng_state() -> tuple:
-    """The random state of Python, NumPy and torch, to see whether it moved."""
-    numpy = np.random.get_state()
-    devices = [torch.cuda.get_rng_state().numpy().tobytes()] if torch.cuda.is_available() else []
-    return random.getstate(), numpy[1].tobytes(), numpy[2], torch.get_rng_state().numpy().tobytes(), *devices
+    def _take_out(self) -> None:
+        for one in self._standins:
+            one.take_out()

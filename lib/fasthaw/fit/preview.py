@@ -26,6 +26,7 @@ from ..modules import unwrap
 from ..plan import Plan, check
 from ..report.plots import plot_lanes, strips
 from ..tables import as_html, as_text
+from ..undo import Undone
 from ..untouched import untouched
 from .record import run_of
 from .run import listed_groups
@@ -176,7 +177,8 @@ class _Backward:
 
     def _count(self, names) -> int:
         params = {n: p.detach().clone().requires_grad_(n in names) for n, p in self.model.named_parameters()}
-        with untouched(self.model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        with untouched(self.model, torch.enable_grad(), counter):
             self.model.train()
             outputs = functional_call(self.model, params, self.inputs)
             forward = counter.get_total_flops()
@@ -188,10 +190,8 @@ class _Backward:
 def _two_items(learn: Learner) -> tuple:
     """The first two inputs of a training batch, plain tensors where the model is; random states are put back."""
     state, loader = random_state(learn), learn.dls.train
-    try:
+    with Undone(lambda: None, lambda: set_random_state(learn, state)):
         batch = loader.one_batch() if isinstance(loader, DataLoader) else next(iter(loader))
-    finally:
-        set_random_state(learn, state)
     n_inputs = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
     device = next(unwrap(learn.model).parameters()).device
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
@@ -18,6 +17,8 @@ from matplotlib.figure import Figure
 from ..checkpoint import put_back, snapshot
 from ..modules import unwrap
 from ..rates import Flat, Geometric, LayerDecay, PerGroup, Rate, as_rate
+from ..undo import Undone
+from ..untouched import Network
 from .rates import lrs
 
 
@@ -145,21 +146,18 @@ class _Sweep(ParamScheduler):
         """Leave the recorder's schedule as it was."""
 
 
-@contextmanager
-def _undone(learn: Learner) -> Iterator[None]:
-    """Put back what training changes, however the block ends."""
-    model, opt, logger = unwrap(learn.model), learn.opt, learn.logger
-    state = snapshot(learn)
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        learn.opt = opt
+def _undone(learn: Learner) -> Undone:
+    """A block that puts back what training changes, however it ends: the learner, its callbacks, network and optimizer."""
+    state, network = snapshot(learn), Network(unwrap(learn.model))
+    objects, cbs = [(o, dict(vars(o))) for o in (learn, *learn.cbs)], list(learn.cbs)
+
+    def back() -> None:
+        for one, attributes in objects:
+            vars(one).clear()
+            vars(one).update(attributes)
+        learn.cbs.items[:] = cbs
+        network.put_back()
         put_back(learn, state)
-        for p, flag in flags:
-            p.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
-        learn.logger = logger
         learn._end_cleanup()
+
+    return Undone(lambda: None, back)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from ..groups import LayerGroup
 from ..modules import parent_name, unwrap
+from ..untouched import untouched
 
 
 def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
@@ -20,7 +19,10 @@ def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
     `sample` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments; tensors on
     the meta device will do for a model that is there. One that is not called by itself, as the projection inside an
     attention is not, stands where the module around it is called, or else after the one registered before it.
-    Training modes, buffers and the random state are as before afterwards.
+    The model and the random state are as before afterwards.
+
+    Raises:
+        ValueError: a lazy layer that has not met its input yet.
 
     >>> class Backwards(nn.Module):
     ...     def __init__(self):
@@ -33,14 +35,12 @@ def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
     """
     model = unwrap(model)
     called: dict[str, int] = {}
-    with _as_it_was(model), torch.no_grad():
+    with untouched(model, torch.no_grad()):
         model.eval()
-        handles = list(_watched(model, called))
-        try:
-            _call(model, sample)
-        finally:
-            for handle in handles:
-                handle.remove()
+        for name, module in model.named_modules():
+            if name:
+                module.register_forward_pre_hook(partial(_note, called, name))
+        _call(model, sample)
     at, last = {}, -1
     for name in (n for n, m in model.named_modules() if not m._modules):
         around = name
@@ -48,12 +48,6 @@ def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
             around = parent_name(around)
         last = at[name] = called[around] if around else last
     return tuple(sorted(at, key=at.__getitem__))
-
-
-def _watched(model: nn.Module, called: dict[str, int]) -> Iterator[RemovableHandle]:
-    for name, module in model.named_modules():
-        if name:
-            yield module.register_forward_pre_hook(partial(_note, called, name))
 
 
 def _note(called: dict[str, int], name: str, *_) -> None:
@@ -67,22 +61,6 @@ def _call(model: nn.Module, sample: object) -> None:
         model(*sample)
     else:
         model(sample)
-
-
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """What a forward pass may change is put back: training modes, buffers, the random state."""
-    modes = [(m, m.training) for m in model.modules()]
-    buffers: list[tuple[Tensor, Tensor]] = [(b, b.clone()) for b in model.buffers()]
-    devices = sorted({b.device.index for b in model.parameters() if b.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
 
 
 def out_of_order(groups: Sequence[LayerGroup], order: Sequence[str]) -> dict[str, str]:
