@@ -158,6 +158,5 @@ def _undone(learn: Learner) -> Undone:
         learn.cbs.items[:] = cbs
         network.put_back()
         put_back(learn, state)
-        learn._end_cleanup()
 
     return Undone(lambda: None, back)

@@ -67,20 +67,16 @@ def _trace(
     def trains(module, args):
         raise _TrainedPart
 
-    handles = []
     try:
-        for group, is_frozen in zip(groups, frozen, strict=True):
-            for name, module in group.modules.items():
-                handles.append(module.register_forward_pre_hook(enters(name) if is_frozen else trains))
-                if is_frozen:
-                    handles.append(module.register_forward_hook(leaves(name)))
-        with untouched(model, seed=seed), torch.no_grad():
+        with untouched(model, torch.no_grad(), seed=seed):
+            for group, is_frozen in zip(groups, frozen, strict=True):
+                for name, module in group.modules.items():
+                    module.register_forward_pre_hook(enters(name) if is_frozen else trains)
+                    if is_frozen:
+                        module.register_forward_hook(leaves(name))
             model(*inputs)
     except _TrainedPart:
         pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 
