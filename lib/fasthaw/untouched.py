@@ -73,7 +73,9 @@ class Network:
         for module, attributes in self._modules:
             self._parts.add(v for k, v in attributes.items() if k not in ("_parameters", "_modules"))
             # Their tensors are weights and their modules are looked at by themselves, so only the names are kept.
-            self._parts.containers += [(d, dict(d)) for d in (module._parameters, module._modules)]
+            kept = [d for d in (module._parameters, module._modules) if isinstance(d, dict)]  # not those of a script
+            self._parts.containers += [(d, dict(d)) for d in kept]
+            self._parts.add(module._buffers.values())
             if getattr(module, "max_norm", None) is not None:
                 self._parts.keep(module.weight)
 
