@@ -1,6 +1,10 @@
 """Cached fits end where uncached ones end: the same weights, records and random state, and the network never notices."""
 
+import copy
+import os
+import pickle
 import random
+import signal
 import warnings
 from contextlib import nullcontext
 from functools import partial
@@ -16,6 +20,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.learner import load_learner
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper, ranger
 from fastai.vision.augment import Flip
@@ -25,6 +30,7 @@ from torch.utils import data as torch_data
 from data import Items, learner
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
 from fasthaw.features import cached_features
+from fasthaw.features.loader import CachedLoader
 from fasthaw.fit import fit_plan
 from fasthaw.freezing import FreezeContract, train_only
 from fasthaw.plan import Plan, Stage
@@ -350,6 +356,34 @@ def test_events_come_in_fastais_order():
     assert seen[0] == seen[1] and len(seen[0]) == 39
 
 
+def test_in_a_cached_epoch_only_callbacks_that_listen_to_an_event_are_asked():
+    class Deaf(Callback):
+        def __init__(self):
+            self.asked = []
+
+        def __call__(self, event):
+            self.asked.append(event)
+
+        def after_batch(self):
+            pass
+
+    asked = []
+    for cached in (False, True):
+        deaf = Deaf()
+        trained(cached, train=lambda learn, cb=deaf: learn.fit(1, 1e-2, cbs=cb))
+        asked.append(deaf.asked)
+    inside = {
+        "before_batch",
+        "after_pred",
+        "after_loss",
+        "before_backward",
+        "after_backward",
+        "before_step",
+        "after_step",
+    }
+    assert [e for e in asked[0] if e not in inside] == asked[1] and inside <= set(asked[0])
+
+
 # --- the frozen part does not run -----------------------------------------------------------------------------------------
 
 
@@ -366,6 +400,7 @@ def test_the_body_runs_once_an_item_and_not_in_the_epochs():
             learn.fit(epochs, 1e-2)
         runs.append(sum(seen))
     assert runs[0] == runs[1]
+    assert 20 <= runs[0] < 20 + 20 * 3  # the fill, and what finds and proves the cut
 
 
 def test_the_network_keeps_class_flags_keys_hooks_and_forwards():
@@ -416,14 +451,126 @@ def test_an_exception_leaves_everything_as_it_was(event, error):
 
 
 def test_validation_and_predictions_in_the_block_run_the_real_network():
-    learn = make()
+    learn, ran = make(), []
     learn.freeze()
     with cached_features(learn):
         learn.fit(1, 1e-2)
         expected = learn.model.eval()(torch.stack([x for x, _ in images(6, 1)]))
+        learn.model.body[0].register_forward_hook(lambda m, args, output: ran.append(len(output)))
         assert torch.allclose(learn.get_preds(act=lambda x: x)[0], expected, atol=1e-6)
         inside = learn.validate()
+    assert ran == [4, 2, 4, 2]
     assert inside == learn.validate()
+
+
+class Once(Callback):
+    """Does something in the second batch of a training epoch."""
+
+    def __init__(self, do, event):
+        self.do = do
+        setattr(self, event, self.act)
+
+    def act(self):
+        if self.training and self.learn.iter == 1:
+            self.do(self.learn)
+
+
+def interrupted(head, args):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def is_clean(learn):
+    """Nothing stands in, and a copy computes with its own weights."""
+    copied, x = copy.deepcopy(learn.model).eval(), torch.stack([x for x, _ in images(6, 1)])
+    assert not any("forward" in vars(m) for m in learn.model.modules())
+    assert not {"_call_one", "_with_events"} & vars(learn).keys() and not isinstance(learn.dl, CachedLoader)
+    before, zeros = copy.deepcopy(learn.model).eval()(x), copied(x)
+    assert torch.equal(before, zeros)
+    for p in copied.parameters():
+        torch.nn.init.zeros_(p)
+    assert not copied(x).any() and torch.equal(copy.deepcopy(learn.model).eval()(x), before)
+    return True
+
+
+def test_ctrl_c_inside_a_cached_forward_leaves_a_clean_network_in_the_block_and_after_it():
+    learn = make()
+    learn.freeze()
+    once = Once(lambda learn: learn.model.head.register_forward_pre_hook(interrupted), "before_batch")
+    with cached_features(learn):
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(1, 1e-2, cbs=once)
+        learn.model.head._forward_pre_hooks.clear()
+        assert is_clean(learn)
+        learn.fit(1, 1e-2)
+    assert is_clean(learn) and "all_batches" not in vars(learn)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_that_a_callback_makes_inside_a_cached_epoch_is_a_network_of_its_own(how):
+    learn, copies = make(), []
+    learn.freeze()
+    once = Once(lambda learn: copies.append((COPIES[how](learn.model), COPIES[how](learn.dl))), "after_batch")
+    with cached_features(learn):
+        learn.fit(1, 0.0, cbs=once)
+        x = torch.stack([x for x, _ in images(6, 1)])
+        model, dl = copies[0]
+        assert torch.equal(model.eval()(x), copy.deepcopy(learn.model).eval()(x))
+        for p in model.parameters():
+            torch.nn.init.zeros_(p)
+        assert not model(x).any() and type(dl) is TfmdDL
+
+
+def test_other_calls_inside_a_cached_epoch_run_the_real_network():
+    x = torch.stack([x for x, _ in images(6, 1)])
+    outputs = []
+
+    def look(learn):
+        with torch.no_grad():
+            outputs.append([learn.model(x), learn.model(x=x)])
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = residual().body, nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.body(x).mean((2, 3)))
+
+    learn = make(Named)
+    learn.freeze()
+    learn.model.eval()
+    with cached_features(learn):
+        learn.fit(1, 0.0, cbs=Once(look, "after_batch"))
+    assert torch.equal(outputs[0][0], outputs[0][1])
+    assert torch.allclose(outputs[0][0], learn.model.eval()(x), atol=1e-6)
+
+
+def test_a_validation_inside_a_cached_epoch_ends_as_uncached():
+    def train(learn):
+        learn.fit(2, 1e-2, cbs=Once(lambda learn: seen.append(learn.validate()), "after_batch"))
+
+    seen = []
+    uncached, cached = (trained(c, train=train)[0] for c in (False, True))
+    assert apart(uncached, cached) == 0 and seen[: len(seen) // 2] == seen[len(seen) // 2 :] != []
+
+
+def test_an_export_inside_a_block_holds_neither_cache_nor_data_nor_a_callback_of_ours(tmp_path):
+    learn = make(dls=lambda: fastai_loaders(images(200), images(6, 1)), path=tmp_path)
+    learn.freeze()
+    learn.export("outside.pkl")
+    with cached_features(learn):
+        learn.fit(1, 1e-2)
+        learn.export("inside.pkl")
+    sizes = [(tmp_path / f"{name}.pkl").stat().st_size for name in ("outside", "inside")]
+    assert sizes[1] < sizes[0] + 5_000
+    loaded = load_learner(tmp_path / "inside.pkl")
+    assert [type(cb).__name__ for cb in loaded.cbs if "Cached" in type(cb).__name__] == []
+    loaded.dls = learn.dls
+    loaded.fit(1, 1e-2)
+    assert is_clean(loaded)
 
 
 # --- what cannot be cached is refused before anything is trained ---------------------------------------------------------

@@ -1,5 +1,6 @@
 """The cut: found on the running network, its outputs the same with and without, whatever crosses it."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -344,10 +345,97 @@ def test_a_tensor_that_crosses_unseen_shows_as_a_difference():
     assert cut_of(build(Memory), ["c"])[1] > 1e-3
 
 
-class BatchFirst(Base):
+class SecondOutput(Memory):
+    """What crosses unseen is in one of two outputs only."""
+
+    first = False
+
     def forward(self, x):
-        y = self.b(self.a(x))
-        return self.top(self.c(y))
+        y = self.a(x)
+        z = self.c(self.b(y))
+        outputs = self.top(z), self.top(z + self.side(y))
+        return outputs[::-1] if self.first else outputs
+
+
+class FirstOutput(SecondOutput):
+    first = True
+
+
+class InEvalMode(Memory):
+    """What crosses unseen does so in validation only."""
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.c(self.b(y))
+        return self.top(z if self.training else z + self.side(y))
+
+
+class InTrainingMode(Memory):
+    def forward(self, x):
+        y = self.a(x)
+        z = self.c(self.b(y))
+        return self.top(z + self.side(y) if self.training else z)
+
+
+@pytest.mark.parametrize("kind", [FirstOutput, SecondOutput, InEvalMode, InTrainingMode], ids=lambda c: c.__name__)
+def test_every_output_and_both_modes_are_compared(kind):
+    assert cut_of(build(kind), ["c"])[1] > 1e-3
+
+
+class BehindInEvalMode(Base):
+    """A frozen layer runs before the trained one in training, and behind it in validation."""
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.top(self.c(self.b(y)) if self.training else self.b(self.c(y)))
+
+
+class BehindInTrainingMode(Base):
+    def forward(self, x):
+        y = self.a(x)
+        return self.top(self.b(self.c(y)) if self.training else self.c(self.b(y)))
+
+
+@pytest.mark.parametrize("kind", [BehindInEvalMode, BehindInTrainingMode], ids=lambda c: c.__name__)
+def test_a_call_behind_trained_ones_in_one_mode_only_is_behind_the_cut(kind):
+    cut, apart = cut_of(build(kind), ["c"])
+    assert (list(cut.answers), apart) == ([("a", 0)], 0)
+
+
+class NumpyNoise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) * np.random.rand()
+
+
+class DrawsFromNumpy(Base):
+    def __init__(self):
+        super().__init__()
+        self.b = NumpyNoise()
+
+    def forward(self, x):
+        return self.top(self.c(self.b(self.b(self.a(x)))))
+
+
+def test_a_frozen_layer_that_draws_from_numpy_is_random_at_each_of_its_calls():
+    cut, _ = cut_of(build(DrawsFromNumpy), ["c"])
+    assert list(cut.answers) == [("a", 0)]
+
+
+def test_features_are_those_of_eval_mode_and_each_module_keeps_its_own():
+    model = build(lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Dropout(0.5)), nn.Conv2d(3, 4, 1)))
+    groups, x = split_at("1").groups(model), torch.randn(4, 3, 8, 8)
+    train_only(groups, -1)
+    model.eval()
+    cut = find_cut(model, groups, (x,))
+    expected = model[0](x)
+    model.train()[0][0].eval()
+    flags = [m.training for m in model.modules()]
+    assert torch.equal(collect(model, cut, (x,))[0], expected)
+    assert [m.training for m in model.modules()] == flags == [True, True, False, True, True]
 
 
 class Mixed(nn.Module):
@@ -396,9 +484,29 @@ class MoreLayers(Base):
         return self.top(self.c(self.b(y) if len(x) < 3 else y))
 
 
+class MoreInTheSecondCall(Base):
+    """Only the second call of a layer returns one row more, and only that one is read past the cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = MixedLater()
+
+    def forward(self, x):
+        return self.top(self.c(self.b(self.b(x), more=True)))[: len(x)]
+
+
+class MixedLater(Mixed):
+    def forward(self, x, more=False):
+        return super().forward(x) if more else self.conv(x)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (
+            MoreInTheSecondCall,
+            r"b returns a tensor of shape \(3, .* for 2 items from its call 2, which does not divide",
+        ),
         (OneMore, "b returns a tensor of shape .* for 2 items, which does not divide into items"),
         (Counts, "b returns 2 for two items and 3 for three"),
         (MoreLayers, "calls other layers for another number of items"),
