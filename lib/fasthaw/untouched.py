@@ -37,7 +37,7 @@ class untouched(Undone):
     def _begin(self) -> None:
         self._stack, self._grads = ExitStack(), []
         self._network, self._random = None, None
-        self._grad_mode, self._random, self._network = torch.is_grad_enabled(), random_state(), Network(self._model)
+        self._random, self._network = random_state(), Network(self._model)
         for p in self._model.parameters():
             self._grads.append((p, p.grad))
             p.grad = None
@@ -53,7 +53,6 @@ class untouched(Undone):
         self._stack.close()
         if self._network is None:
             return
-        torch.set_grad_enabled(self._grad_mode)
         self._network.put_back()
         for p, grad in self._grads:
             p.grad = grad
@@ -61,12 +60,16 @@ class untouched(Undone):
 
 
 class Network:
-    """What a network was, besides the values of its weights and their gradients: `put_back` makes it so again, in place."""
+    """What a network was, besides the values of its weights and their gradients: `put_back` makes it so again, in place.
+
+    The grad mode counts as well: Ctrl-C in the way out of torch's own `no_grad` leaves it off.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         lazy = next((n for n, p in _tensors(model) if isinstance(p, UninitializedTensorMixin)), None)
         if lazy is not None:
             raise ValueError(f"{lazy} has no shape yet (a lazy layer): send one batch through the model first")
+        self._grad_mode = torch.is_grad_enabled()
         self._modules = [(m, dict(vars(m))) for m in model.modules()]
         self._flags = [(p, p.requires_grad) for p in model.parameters()]
         self._parts = _Parts()
@@ -81,6 +84,7 @@ class Network:
 
     def put_back(self) -> None:
         """Make the network what it was."""
+        torch.set_grad_enabled(self._grad_mode)
         for module, attributes in self._modules:
             vars(module).clear()
             vars(module).update(attributes)

@@ -174,7 +174,6 @@ def usable(learn) -> list[str]:
     """What is wrong with the network: stand-ins left, a copy that is no copy, other numbers than a clean twin's."""
     model = learn.model
     wrong = [f"{n}.forward is replaced" for n, m in model.named_modules() if "forward" in vars(m)]
-    wrong += [] if torch.is_grad_enabled() else ["gradients are off"]
     recurrent = any(isinstance(m, Rows) for m in model.modules())
     twin = network(recurrent=recurrent)
     twin.load_state_dict(model.state_dict())
@@ -210,6 +209,7 @@ def facts(learn, traceless: bool) -> dict:
         "logger": id(learn.logger),
         "ways": sorted(vars(learn).keys() & {"_call_one", "_with_events", "all_batches"}),
         "loader of the epoch": isinstance(vars(learn).get("dl"), CachedLoader),
+        "grad mode": torch.is_grad_enabled(),
         "the handler": signal.getsignal(signal.SIGINT),
     }
     if traceless:

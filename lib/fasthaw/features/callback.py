@@ -65,7 +65,7 @@ def cached_features(
     """
     settings = CacheSettings(directory and Path(directory), memory, dtype, views, data_id, fast_fill)
     cb = CachedFeatures(settings, required=required)
-    epochs = Standin(learn, "all_batches", cb.serve)
+    epochs, grad_mode = Standin(learn, "all_batches", cb.serve), torch.is_grad_enabled()
 
     def enter() -> CachedFeatures:
         if any(isinstance(other, CachedFeatures) for other in learn.cbs):
@@ -80,6 +80,7 @@ def cached_features(
         if cb in learn.cbs:
             learn.remove_cb(cb)
         cb.stop()
+        torch.set_grad_enabled(grad_mode)  # Ctrl-C in the way out of the `no_grad` around a validation leaves it off
 
     return Undone(enter, leave)
 
