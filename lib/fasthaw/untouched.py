@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 
+from .outside.torch import Uninitialized, run_as_written, version
 from .randomness import random_state, seed_all, set_random_state
 from .undo import Undone
 
@@ -42,8 +42,7 @@ class untouched(Undone):
             self._grads.append((p, p.grad))
             p.grad = None
         for module in self._model.modules():
-            if vars(module).get("_compiled_call_impl") is not None:
-                module._compiled_call_impl = None
+            run_as_written(module)
         if self._seed is not None:
             seed_all(self._seed)
         for context in self._inside:
@@ -66,7 +65,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        lazy = next((n for n, p in _tensors(model) if isinstance(p, UninitializedTensorMixin)), None)
+        lazy = next((n for n, p in _tensors(model) if isinstance(p, Uninitialized)), None)
         if lazy is not None:
             raise ValueError(f"{lazy} has no shape yet (a lazy layer): send one batch through the model first")
         self._grad_mode = torch.is_grad_enabled()
@@ -120,17 +119,17 @@ class _Parts:
     def keep(self, tensor: Tensor) -> None:
         """Write down the numbers of a tensor; one on the meta device has none."""
         if not tensor.is_meta:
-            self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+            self._tensors.append((tensor, tensor.detach().clone(), version(tensor)))
 
     def put_back(self) -> None:
         """Give each its contents again, in place: a tensor that was not written to may be part of a graph."""
         for container, before in self.containers:
             _refill(container, before)
         with torch.no_grad():
-            for tensor, before, version in self._tensors:
+            for tensor, before, at in self._tensors:
                 if tensor.shape != before.shape or tensor.dtype != before.dtype:
                     tensor.data = before
-                elif tensor._version != version or not (before.layout != torch.strided or torch.equal(tensor, before)):
+                elif version(tensor) != at or not (before.layout != torch.strided or torch.equal(tensor, before)):
                     tensor.copy_(before)
 
 

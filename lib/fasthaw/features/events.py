@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 
+from ..outside.fastai import dispatch_again, dispatch_by, dispatches_as_fastai
 from ..undo import Standin
 
 
@@ -40,14 +41,12 @@ class Listeners:
 
     def start(self) -> None:
         """Take over, where the learner's class has no way of its own."""
-        if (type(self._learn)._call_one, type(self._learn)._with_events) == (Learner._call_one, Learner._with_events):
-            for one in self._standins:
-                one.put_in()
+        if dispatches_as_fastai(self._learn):
+            dispatch_by(self._learn, *self._standins)
 
     def stop(self) -> None:
         """Give back."""
-        for one in self._standins:
-            one.take_out()
+        dispatch_again(self._learn)
 
 
 def _listens(cb: Callback, event: str) -> bool:

@@ -38,6 +38,8 @@ __all__ = [
     "tree_unflatten",
     "compiled_from",
     "is_compiled",
+    "run_as_written",
+    "version",
     "norms",
     "subtract",
     "copy_to",
@@ -63,6 +65,17 @@ def compiled_from(model: nn.Module) -> nn.Module | None:
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called: it leaves the class and the children as they are."""
     return module._compiled_call_impl is not None
+
+
+def run_as_written(module: nn.Module) -> None:
+    """Undo `module.compile()`, in place; its attribute put back, it is compiled as before."""
+    if is_compiled(module):
+        module._compiled_call_impl = None
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to, as autograd counts it; writing to `.data` does not count."""
+    return tensor._version
 
 
 def norms(tensors: list[Tensor]) -> list[Tensor]:
