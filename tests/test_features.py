@@ -31,7 +31,7 @@ from data import Items, learner
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
 from fasthaw.features import cached_features
 from fasthaw.features.loader import CachedLoader
-from fasthaw.fit import fit_plan
+from fasthaw.fit import fit_plan, lr_find
 from fasthaw.freezing import FreezeContract, train_only
 from fasthaw.plan import Plan, Stage
 from fasthaw.splitters import layer_groups, split_at
@@ -521,6 +521,34 @@ def test_a_copy_that_a_callback_makes_inside_a_cached_epoch_is_a_network_of_its_
         for p in model.parameters():
             torch.nn.init.zeros_(p)
         assert not model(x).any() and type(dl) is TfmdDL
+
+
+class CallsItself(nn.Module):
+    """Runs its own forward once more on the same images."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.again = residual(), True
+        self.body, self.head = self.net.body, self.net.head
+
+    def forward(self, x):
+        self.again, once_more = not self.again, self.again
+        y = self.head(self.body(x).mean((2, 3)))
+        return y + self(x) if once_more else y
+
+
+def test_a_network_that_calls_itself_ends_equal():
+    assert apart(*both(build=CallsItself, at=["net.head"])) == 0
+
+
+def test_what_lr_find_filled_serves_the_fit_after_it():
+    learn = make()
+    learn.freeze()
+    with cached_features(learn) as cache:
+        lr_find(learn, 1e-3, num_it=16, stop_div=False)
+        filled = cache._cache
+        learn.fit(1, 1e-2)
+        assert cache._cache is filled is not None
 
 
 def test_other_calls_inside_a_cached_epoch_run_the_real_network():

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from fastai.learner import Learner
@@ -11,6 +13,7 @@ from torch import nn
 import architectures as arch
 from data import loaders
 from fasthaw import SplitError, layer_groups, split_at, split_stages
+from fasthaw.randomness import where_it_stands
 from fasthaw.splitters import execution_order, out_of_order, split_blocks, split_by, split_even
 from networks import NETWORKS as SMALL
 
@@ -513,18 +516,27 @@ def test_what_runs_out_of_order_is_named():
     assert out_of_order(split_at("layer1", "layer2", "fc").in_order(order).groups(model), order) == {}
 
 
+class Draws(Backwards):
+    """Draws from every generator, keeps what it saw, and hooks itself in its first forward."""
+
+    def forward(self, x):
+        self.seen, self.drawn = x, (random.random(), np.random.rand(), torch.rand(1))
+        self.layer1.register_forward_hook(lambda *_: None)
+        return super().forward(x)
+
+
 def test_finding_the_order_leaves_no_trace():
-    model = Backwards()
+    model, x = Draws(), torch.randn(2, 3, 8, 8)
     model.layer1.eval()
     modes, buffers = [m.training for m in model.modules()], [b.clone() for b in model.buffers()]
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    execution_order(model, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    assert torch.equal(torch.rand(1), expected)
+    attributes, random_numbers = set(vars(model)), where_it_stands()
+    order = execution_order(model, x)
+    assert where_it_stands() == random_numbers
+    assert set(vars(model)) == attributes
     assert [m.training for m in model.modules()] == modes
     assert all(map(torch.equal, model.buffers(), buffers))
-    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert order[0] == "conv1" and execution_order(model, x) == order
 
 
 def test_lists_walked_side_by_side_are_divided_along_the_walk():

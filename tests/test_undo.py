@@ -150,6 +150,19 @@ def test_random_moments_leave_nothing_behind(monkeypatch):
     assert hits == 800
 
 
+def test_a_block_is_not_entered_inside_itself_but_again_after_it_was_left():
+    trace = Trace()
+    block = Undone(trace.change, trace.back)
+    for _ in range(2):
+        with block:
+            assert block.entered
+            with pytest.raises(RuntimeError, match="entered already"), block:
+                pass
+            assert trace.made == ["begun", "done"]
+        assert not block.entered and trace.made == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def linear(out=3):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, out))

@@ -16,7 +16,11 @@ class Undone:
     """`with Undone(change, back):` calls `change`, and `back` on leaving; Ctrl-C cuts neither short.
 
     `back` runs too when `change` fails halfway, so it must do with a change that was made in part. The block's value is what
-    `change` returns. Interrupts reach the main thread alone, so in other threads nothing has to wait.
+    `change` returns. Interrupts reach the main thread alone, so in other threads nothing has to wait. A block can be entered
+    again after it was left; `entered` tells whether it was.
+
+    Raises:
+        RuntimeError: the block is entered inside itself.
 
     >>> changes = []
     >>> with Undone(lambda: changes.append("in"), lambda: changes.append("out")):
@@ -30,10 +34,14 @@ class Undone:
         self._change, self._back = change, back
         self._before: Callable | None = None  # who handles interrupts outside the block
         self._came = False
+        self.entered = False
 
     def __enter__(self):
+        if self.entered:
+            raise RuntimeError("this block was entered already and is not left yet")
         self._came = False
         self._take_over()
+        self.entered = True
         try:
             value = self._change()
             self._pass_on()
@@ -46,6 +54,7 @@ class Undone:
         try:
             self._back()
         finally:
+            self.entered = False
             self._give_back()
 
     def _take_over(self) -> None:

@@ -96,7 +96,7 @@ class _Parts:
     """Containers, and the tensors in them, that may be changed in place."""
 
     def __init__(self) -> None:
-        self.containers: list[tuple[dict | list | set | deque, dict | list | set | deque]] = []
+        self.containers: list[tuple[dict | list | set | deque, dict | list | set]] = []
         self._tensors: list[tuple[Tensor, Tensor, int]] = []
         self._seen: dict[int, object] = {}
 
@@ -113,7 +113,8 @@ class _Parts:
                     self.keep(value)
                 continue
             if not isinstance(value, tuple):
-                self.containers.append((value, value.copy()))
+                plain = dict if isinstance(value, dict) else set if isinstance(value, set) else list
+                self.containers.append((value, plain(value)))
             waiting += value.values() if isinstance(value, dict) else value
 
     def keep(self, tensor: Tensor) -> None:
@@ -138,9 +139,13 @@ def _refill(container, before) -> None:
         if [(k, id(v)) for k, v in container.items()] != [(k, id(v)) for k, v in before.items()]:
             container.clear()
             container.update(before)
+    elif isinstance(container, set):
+        if container != before:
+            container.clear()
+            container.update(before)
     elif list(map(id, container)) != list(map(id, before)):
         container.clear()
-        container.update(before) if isinstance(container, set) else container.extend(before)
+        container.extend(before)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

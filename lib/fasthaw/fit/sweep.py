@@ -147,14 +147,16 @@ class _Sweep(ParamScheduler):
 
 
 def _undone(learn: Learner) -> Undone:
-    """A block that puts back what training changes, however it ends: the learner, its callbacks, network and optimizer."""
+    """A block that puts back what training changes, however it ends: network, optimizer, learner, its list of callbacks.
+
+    What callbacks keep is theirs: a cache that the sweep filled serves the fit after it.
+    """
     state, network = snapshot(learn), Network(unwrap(learn.model))
-    objects, cbs = [(o, dict(vars(o))) for o in (learn, *learn.cbs)], list(learn.cbs)
+    attributes, cbs = dict(vars(learn)), list(learn.cbs)
 
     def back() -> None:
-        for one, attributes in objects:
-            vars(one).clear()
-            vars(one).update(attributes)
+        vars(learn).clear()
+        vars(learn).update(attributes)
         learn.cbs.items[:] = cbs
         network.put_back()
         put_back(learn, state)
