@@ -121,8 +121,8 @@ class Standin:
                 vars(self.owner)[self.name] = self._own
 
     def __reduce__(self) -> tuple:
-        # The copy of the owner exists by the time its dictionary is filled, so its class's method can be asked of it.
-        return (getattr, (self.owner, self.name)) if self._own is None else (as_it_is, (self._own,))
+        # A bound method that is copied or pickled with its owner is that of the copy.
+        return as_it_is, (self.real,)
 
 
 def as_it_is(value):
