@@ -61,13 +61,6 @@ def test_a_network_compiled_in_place_can_be_run_as_it_was_written():
     assert compiled == [] and not of_torch.is_compiled(model)
 
 
-def test_a_tensor_counts_how_often_it_was_written_to():
-    t = torch.zeros(2)
-    before = of_torch.version(t)
-    t.add_(1)
-    assert of_torch.version(t) > before
-
-
 def test_a_lazy_layer_holds_uninitialised_parameters_until_its_first_batch():
     lazy = nn.LazyLinear(2)
     assert isinstance(lazy.weight, of_torch.Uninitialized)

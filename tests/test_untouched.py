@@ -183,6 +183,16 @@ def test_networks_on_the_meta_device_and_scripted_ones_can_be_looked_at():
     assert all(torch.equal(v, before[k]) for k, v in scripted.state_dict().items())
 
 
+def test_tensors_made_in_inference_mode_can_be_looked_at_in_it_and_outside():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        x = torch.randn(3, 2)
+        before = model[1].running_mean.clone()
+        run(model, x)
+        assert torch.equal(model[1].running_mean, before)
+    assert execution_order(model, torch.zeros(3, 2)) == ("0", "1")
+
+
 def test_a_lazy_layer_is_refused_before_it_runs():
     model = nn.Sequential(nn.LazyLinear(2))
     with pytest.raises(ValueError, match=r"0\.weight has no shape yet \(a lazy layer\): send one batch through"):

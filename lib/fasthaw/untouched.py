@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 from torch import Tensor, nn
 
-from .outside.torch import Uninitialized, run_as_written, version
+from .outside.torch import Uninitialized, run_as_written
 from .randomness import random_state, seed_all, set_random_state
 from .undo import Undone
 
@@ -89,7 +89,8 @@ class Network:
             vars(module).update(attributes)
         self._parts.put_back()
         for p, flag in self._flags:
-            p.requires_grad_(flag)
+            if p.requires_grad != flag:
+                p.requires_grad_(flag)
 
 
 class _Parts:
@@ -97,7 +98,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.containers: list[tuple[dict | list | set | deque, dict | list | set]] = []
-        self._tensors: list[tuple[Tensor, Tensor, int]] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []
         self._seen: dict[int, object] = {}
 
     def add(self, values: Iterable) -> None:
@@ -120,17 +121,17 @@ class _Parts:
     def keep(self, tensor: Tensor) -> None:
         """Write down the numbers of a tensor; one on the meta device has none."""
         if not tensor.is_meta:
-            self._tensors.append((tensor, tensor.detach().clone(), version(tensor)))
+            self._tensors.append((tensor, tensor.detach().clone()))
 
     def put_back(self) -> None:
         """Give each its contents again, in place: a tensor that was not written to may be part of a graph."""
         for container, before in self.containers:
             _refill(container, before)
         with torch.no_grad():
-            for tensor, before, at in self._tensors:
+            for tensor, before in self._tensors:
                 if tensor.shape != before.shape or tensor.dtype != before.dtype:
                     tensor.data = before
-                elif version(tensor) != at or not (before.layout != torch.strided or torch.equal(tensor, before)):
+                elif before.layout != torch.strided or not torch.equal(tensor, before):
                     tensor.copy_(before)
 
 

@@ -39,7 +39,6 @@ __all__ = [
     "compiled_from",
     "is_compiled",
     "run_as_written",
-    "version",
     "norms",
     "subtract",
     "copy_to",
@@ -71,11 +70,6 @@ def run_as_written(module: nn.Module) -> None:
     """Undo `module.compile()`, in place; its attribute put back, it is compiled as before."""
     if is_compiled(module):
         module._compiled_call_impl = None
-
-
-def version(tensor: Tensor) -> int:
-    """How often a tensor was written to, as autograd counts it; writing to `.data` does not count."""
-    return tensor._version
 
 
 def norms(tensors: list[Tensor]) -> list[Tensor]:
