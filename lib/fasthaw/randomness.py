@@ -6,28 +6,38 @@ CUDA is never started for it. Generators that a loader or a data set keeps to it
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 
-def random_state() -> dict:
-    """Where every generator of the process stands, for `set_random_state`."""
+def random_state(gpus: Sequence[torch.device] | None = None) -> dict:
+    """Where every generator of the process stands, for `set_random_state`; of these GPUs alone, where they are named."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state(d) for d in _in_use(gpus)],
     }
 
 
-def set_random_state(state: dict) -> None:
-    """Put every generator back to where `random_state` found it."""
+def set_random_state(state: Mapping, gpus: Sequence[torch.device] | None = None) -> None:
+    """Put every generator back to where `random_state` found it; name the same number of GPUs, or none again.
+
+    GPUs that were not in use yet then go on as they are.
+    """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for device, its_state in zip(_in_use(gpus), state["cuda"], strict=gpus is not None):
+        torch.cuda.set_rng_state(its_state, device)
+
+
+def _in_use(gpus: Sequence[torch.device] | None) -> Sequence[torch.device]:
+    if not torch.cuda.is_initialized():
+        return ()
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if gpus is None else gpus
 
 
 def seed_all(seed: int) -> None:

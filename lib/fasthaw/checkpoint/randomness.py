@@ -9,21 +9,27 @@ import numpy as np
 import torch
 from fastai.learner import Learner
 
-from .. import randomness
-
 
 def random_state(learn: Learner) -> dict:
     """The states of every generator that training draws from, those of the learner's data loaders included."""
-    state = randomness.random_state()
-    name, keys, *rest = state["numpy"]
-    numbers = torch.from_numpy(keys.astype(np.int64))
-    return {**state, "numpy": (name, numbers, *rest), "loaders": [_state_of(g) for g in _generators(learn)]}
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "loaders": [_state_of(g) for g in _generators(learn)],
+    }
 
 
 def set_random_state(learn: Learner, state: Mapping) -> None:
     """Put every generator back to where `random_state` found it, in place."""
+    random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
-    randomness.set_random_state({**state, "numpy": (name, keys.numpy().astype(np.uint32), *rest)})
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
     for generator, its_state in zip(_generators(learn), state["loaders"], strict=True):
         generator.setstate(its_state) if isinstance(generator, random.Random) else generator.set_state(its_state)
 
