@@ -537,6 +537,20 @@ class CallsItself(nn.Module):
         return y + self(x) if once_more else y
 
 
+def test_what_is_compiled_in_place_with_frozen_layers_is_refused_and_what_trains_may_be():
+    def compiled(of):
+        def freeze(learn):
+            learn.freeze()
+            of(learn.model).compile(backend="eager")
+
+        return freeze
+
+    for of, name in ((lambda m: m, "the network"), (lambda m: m.body, "body"), (lambda m: m.body[0], r"body\.0")):
+        with pytest.raises(ValueError, match=f"{name} was compiled in place and holds frozen layers"):
+            trained(True, freeze=compiled(of))
+    assert apart(*both(freeze=compiled(lambda m: m.head[1]))) < 1e-6
+
+
 def test_a_network_that_calls_itself_ends_equal():
     assert apart(*both(build=CallsItself, at=["net.head"])) == 0
 

@@ -82,9 +82,11 @@ class Playback:
 
     def knows(self, args: tuple) -> bool:
         """Whether the network is called with the inputs of this batch, whole and as they were served."""
-        if self._first is None or not args:
+        if self._first is None:
             return False
-        first = args[0] if isinstance(args[0], Tensor) else tree_leaves(args)[0]
+        first = next((t for t in tree_leaves(args) if isinstance(t, Tensor)), None)
+        if first is None or first.dim() == 0:
+            return False
         return len(first) == self._n and first.data_ptr() == self._first.data_ptr()
 
     def _answer(self, key, real, *args, **kwargs):

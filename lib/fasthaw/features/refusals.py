@@ -8,10 +8,12 @@ import torch
 from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ..callbacks import FrozenEval
 from ..modules import unwrap
+from ..outside.torch import is_compiled
 from .cut import Refused
 from .loader import in_order
 
@@ -28,6 +30,12 @@ def check_learner(learn: Learner) -> None:
         raise Refused(
             f"the network is wrapped in {type(learn.model).__name__}; a cache serves one process and a network that is not "
             "compiled. Wrap it after the cached stage"
+        )
+    compiled = next((n for n, m in learn.model.named_modules() if is_compiled(m) and not _trains_whole(m)), None)
+    if compiled is not None:
+        raise Refused(
+            f"{compiled or 'the network'} was compiled in place and holds frozen layers, which a cache does not run; compile "
+            "it after the cached stage, or only what trains"
         )
     holders = [cb for cb in learn.cbs if isinstance(cb, FrozenEval)]
     if not holders:
@@ -79,3 +87,8 @@ def random_transforms(dl, *, sure: bool = True) -> list[str]:
     # Known by name: importing fastai.vision would change classes of PIL for those who do not use it.
     random = [t for t in found if any(c.__name__ == "RandTransform" for c in type(t).__mro__) and t.p > 0]
     return [type(t).__name__ for t in random if not (sure and type(t).__name__ == "Resize")]
+
+
+def _trains_whole(module: nn.Module) -> bool:
+    flags = [p.requires_grad for p in module.parameters()]
+    return bool(flags) and all(flags)
