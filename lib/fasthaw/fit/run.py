@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from fastai.callback import schedule  # noqa: F401 (adds fit_one_cycle to Learner)
@@ -19,6 +19,7 @@ from ..freezing import frozen, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..plan import Plan, Stage, check
 from ..splitters import layer_groups
+from ..undo import Undone
 from .epochs import KeepEpochs, ShowSkipped, StopAtNonFinite, TakeUp, epoch_values
 from .rates import lrs
 from .record import RunRecord, StageRecord, from_plain, to_plain
@@ -187,19 +188,34 @@ class _Run:
                 )
 
 
-@contextmanager
-def _callbacks(learn: Learner, cbs: Callback | Sequence[Callback]) -> Iterator[tuple[FrozenEval, FreezeProof]]:
-    """The user's callbacks, and a FrozenEval and a FreezeProof where the learner has none, for the time of a run."""
-    with ExitStack() as stack:
-        stack.enter_context(learn.added_cbs(cbs))
-        found = []
-        for kind, make in ((FrozenEval, FrozenEval), (FreezeProof, lambda: FreezeProof("warn"))):
-            cb = next((cb for cb in learn.cbs if isinstance(cb, kind)), None)
-            if cb is None:
-                cb = make()
-                stack.enter_context(learn.added_cbs(cb))
-            found.append(cb)
-        yield found[0], found[1]
+def _callbacks(
+    learn: Learner, cbs: Callback | Sequence[Callback]
+) -> AbstractContextManager[tuple[FrozenEval, FreezeProof]]:
+    """The user's callbacks, and a FrozenEval and a FreezeProof where the learner has none, for the time of a run.
+
+    On leaving, what fastai did not take away goes as well: Ctrl-C may cut that short.
+    """
+    before, logger = list(learn.cbs), learn.logger
+    contracts = [(cb, cb.contract) for cb in before if isinstance(cb, FrozenEval)]
+
+    def one_of(kind: type[Callback], make: Callable[[], Callback]) -> Callback:
+        if not any(isinstance(cb, kind) for cb in learn.cbs):
+            learn.add_cb(make())
+        return next(cb for cb in learn.cbs if isinstance(cb, kind))
+
+    def enter() -> tuple[FrozenEval, FreezeProof]:
+        learn.add_cbs(cbs)
+        return one_of(FrozenEval, FrozenEval), one_of(FreezeProof, lambda: FreezeProof("warn"))
+
+    def leave() -> None:
+        for cb in list(learn.cbs):
+            if all(cb is not own for own in before):
+                learn.remove_cb(cb)
+        for cb, contract in contracts:
+            cb.contract = contract
+        learn.logger = logger
+
+    return Undone(enter, leave)
 
 
 def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
