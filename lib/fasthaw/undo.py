@@ -73,7 +73,7 @@ class Undone:
 
     def _pass_on(self) -> None:
         """Let an interrupt through that had to wait."""
-        while self._came:
+        while self._came and self._before is not None:
             self._came = False
             self._before(signal.SIGINT, inspect.currentframe())
 
@@ -87,7 +87,8 @@ class Undone:
                 self._came = True
                 return
             at = at.f_back
-        self._before(number, frame)
+        if self._before is not None:
+            self._before(number, frame)
 
 
 _WAYS = {Undone.__enter__.__code__, Undone.__exit__.__code__}

@@ -33,11 +33,13 @@ class untouched(Undone):
     def __init__(self, model: nn.Module, *inside: AbstractContextManager, seed: int | None = None) -> None:
         super().__init__(self._begin, self._end)
         self._model, self._inside, self._seed = model, inside, seed
+        self._stack = ExitStack()
+        self._kept: tuple[Network, dict] | None = None
+        self._grads: list[tuple[nn.Parameter, Tensor | None]] = []
 
     def _begin(self) -> None:
-        self._stack, self._grads = ExitStack(), []
-        self._network, self._random = None, None
-        self._random, self._network = random_state(), Network(self._model)
+        self._stack, self._grads, self._kept = ExitStack(), [], None
+        self._kept = Network(self._model), random_state()
         for p in self._model.parameters():
             self._grads.append((p, p.grad))
             p.grad = None
@@ -49,13 +51,15 @@ class untouched(Undone):
             self._stack.enter_context(context)
 
     def _end(self) -> None:
-        self._stack.close()
-        if self._network is None:
-            return
-        self._network.put_back()
-        for p, grad in self._grads:
-            p.grad = grad
-        set_random_state(self._random)
+        try:
+            self._stack.close()
+        finally:
+            if self._kept is not None:
+                network, numbers = self._kept
+                network.put_back()
+                for p, grad in self._grads:
+                    p.grad = grad
+                set_random_state(numbers)
 
 
 class Network:
@@ -79,7 +83,7 @@ class Network:
             self._parts.containers += [(d, dict(d)) for d in kept]
             self._parts.add(module._buffers.values())
             if getattr(module, "max_norm", None) is not None:
-                self._parts.keep(module.weight)
+                self._parts.keep(module.get_parameter("weight"))
 
     def put_back(self) -> None:
         """Make the network what it was."""
@@ -128,11 +132,11 @@ class _Parts:
         for container, before in self.containers:
             _refill(container, before)
         with torch.no_grad():
-            for tensor, before in self._tensors:
-                if tensor.shape != before.shape or tensor.dtype != before.dtype:
-                    tensor.data = before
-                elif before.layout != torch.strided or not torch.equal(tensor, before):
-                    tensor.copy_(before)
+            for tensor, numbers in self._tensors:
+                if tensor.shape != numbers.shape or tensor.dtype != numbers.dtype:
+                    tensor.data = numbers
+                elif numbers.layout != torch.strided or not torch.equal(tensor, numbers):
+                    tensor.copy_(numbers)
 
 
 def _refill(container, before) -> None:

@@ -122,11 +122,8 @@ class CachedLoader:
 
     def __iter__(self) -> Iterator:
         table = self._tables[self.turn % len(self._tables)]
-        try:
-            for items in _batches_of_items(self.source):
-                yield self._batch(table, items)
-        finally:
-            self._play.clear()
+        for items in _batches_of_items(self.source):
+            yield self._batch(table, items)
 
     def _batch(self, table: Table, items: Tensor):
         rows, n = table.take(items), len(items)
