@@ -156,10 +156,16 @@ def test_a_norm_layer_of_two_dimensions_does_not_decay():
     ("kwargs", "message"),
     [
         ({"rate": PerGroup(1e-3)}, "PerGroup has 1 rates and there are 4 layer groups"),
-        ({"weight_decay": -0.1}, "weight_decay is one finite number, not negative; -0.1 came"),
-        ({"weight_decay": float("nan")}, "weight_decay is one finite number, not negative; nan came"),
-        ({"no_decay": "head.3.weigth"}, "matches no parameter; it must match a whole name, such as head.3.weight"),
+        ({"weight_decay": -0.1}, "weight_decay is how strongly weights decay, one finite number from 0 on; -0.1 came"),
+        ({"weight_decay": float("nan")}, "one finite number from 0 on; nan came"),
+        (
+            {"no_decay": "head.3.weigth"},
+            "matches no parameter; it must match a whole name; did you mean 'head.3.weight'",
+        ),
+        ({"no_decay": "zzz"}, "it must match a whole name, such as stem.0.weight, stem.1.weight"),
         ({"no_decay": "(head"}, "no_decay='(head' is no regular expression"),
+        ({"no_decay": ""}, "no_decay is a regular expression for whole parameter names, or several; '' came"),
+        ({"no_decay": ["head.*", ""]}, "or several; ['head.*', ''] came"),
     ],
 )
 def test_what_does_not_fit_is_an_error(tiny, kwargs, message):

@@ -1,7 +1,9 @@
 """Stages, plans and recipes as values: no network, no optimizer."""
 
 import pickle
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import fasthaw.plan
@@ -84,10 +86,10 @@ def test_a_stage_is_called_by_its_name_or_by_what_it_trains(stage, title):
 @pytest.mark.parametrize(
     "args, kind, message",
     [
-        ((0, 1e-3), ValueError, r"at least 1 epoch; 0 came"),
-        ((-2, 1e-3), ValueError, r"at least 1 epoch; -2 came"),
-        ((1.5, 1e-3), TypeError, r"whole number of epochs; 1\.5 came"),
-        ((True, 1e-3), TypeError, r"whole number of epochs; True came"),
+        ((0, 1e-3), ValueError, r"the epochs of a stage .* a whole number from 1 on; 0 came"),
+        ((-2, 1e-3), ValueError, r"whole number from 1 on; -2 came"),
+        ((1.5, 1e-3), TypeError, r"whole number from 1 on; 1\.5 came"),
+        ((True, 1e-3), TypeError, r"whole number from 1 on; True came"),
         ((1, -1e-3), ValueError, r"finite and not negative"),
         ((1, "fast"), TypeError, r"a learning rate is a number"),
         ((1, slice(0, 1e-3)), ValueError, r"Geometric's lo is 0"),
@@ -96,6 +98,8 @@ def test_a_stage_is_called_by_its_name_or_by_what_it_trains(stage, title):
         ((1, 1e-3, ""), ValueError, r"a stage that trains nothing: '' selects no group"),
         ((1, 1e-3, True), TypeError, r"which groups train\?"),
         ((1, 1e-3, None), TypeError, r"which groups train\?"),
+        ((1, 1e-3, 10**400), ValueError, r"a whole number of 1329 bits selects no groups"),
+        ((1, 1e-3, "all", ""), ValueError, r"an empty one came"),
         ((1, 1e-3, "all", 3), TypeError, r"the name of a stage is a text; 3 came"),
         ((1, 1e-3, "all", None, "fixed"), TypeError, r"a FreezeContract or None; 'fixed' came"),
         ((1, 1e-3, -1, None, None, "yes"), ValueError, r"cache is True, False or 'auto'; 'yes' came"),
@@ -123,14 +127,37 @@ def test_a_plan_takes_nothing_but_stages():
         (Stage(1, 1e-3, "layer3"), r"stage 3 \(layer3\): no layer group is called 'layer3'.*did you mean 'layer2'\?"),
         (Stage(1, 1e-3, -5), r"stage 3 \(last 5\): -5 is out of range for 4 layer groups"),
         (Stage(1, [1e-4, 1e-3]), r"stage 3 \(all\): PerGroup has 2 rates and there are 4 layer groups"),
-        (Stage(1, [1e-3, 1e-3, 0, 0], -2), r"stage 3 \(last 2\) trains nothing: the rate of layer2, head is 0"),
-        (Stage(1, 0.0), r"stage 3 \(all\) trains nothing: the rate of stem, layer1, layer2, head is 0"),
+        (
+            Stage(1, [1e-3, 1e-3, 0, 0], -2),
+            r"stage 3 \(last 2\): every group that trains \(layer2, head\) has the rate 0",
+        ),
+        (Stage(1, 0.0), r"stage 3 \(all\): every group that trains \(stem, layer1, layer2, head\) has the rate 0"),
+        (Stage(1, lambda n: [1e-3] * 3), r"stage 3 \(all\): the policy .*<lambda> gave 3 numbers for 4 layer groups"),
         (Stage(1, 1e-3, cache=True), r"stage 3 \(all\) has cache=True and trains stem, the first group"),
     ],
 )
 def test_a_stage_that_does_not_fit_the_groups_is_named(stage, message):
     with pytest.raises(ValueError, match=message):
         check(Plan(Stage(1, 1e-3), Stage(1, 1e-3), stage), NAMES)
+
+
+def test_a_rate_that_cannot_be_called_names_the_stage():
+    with pytest.raises(TypeError, match=r"stage 1 \(head\): the policy max cannot be called"):
+        check(Plan(Stage(1, max, -1)), NAMES)
+
+
+def test_the_rate_of_a_stage_is_a_policy_once_it_is_made():
+    for lr in (1e-3, slice(1e-5, 1e-3), [1e-3], max):
+        assert isinstance(Stage(1, lr).lr, fasthaw.rates.Rate)
+    stage = Stage(2, slice(1e-3), -1, "probe", FreezeContract(), "auto")
+    assert replace(stage, epochs=3) == Stage(3, Flat(1e-3, 10), -1, "probe", FreezeContract(), "auto")
+    assert Stage(np.int64(2), 1e-3) == Stage(2, 1e-3) and type(Stage(np.int64(2), 1e-3).epochs) is int
+
+
+def test_a_plan_wider_than_the_terminal_loses_nothing(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = str(Plan(Stage(1, 1e-3, tuple("abcdefgh"), name="[b]" + "x" * 40)))
+    assert max(map(len, text.splitlines())) <= 60 and "".join(text.split()).count("x") == 40 and "[b]" in text
 
 
 def test_what_is_no_plan_is_an_error():
@@ -158,9 +185,11 @@ def test_gradual_unfreezing_takes_any_policy():
     assert [s.lr for s in gradual_unfreezing(1, slice(1e-4, 1e-2), 2)] == [Geometric(1e-4, 1e-2)] * 2
 
 
-@pytest.mark.parametrize("n_groups", [0, -1, 2.0, True])
-def test_gradual_unfreezing_wants_a_number_of_groups(n_groups):
-    with pytest.raises(ValueError, match="n_groups is how many layer groups there are"):
+@pytest.mark.parametrize(
+    ("n_groups", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), (None, TypeError)]
+)
+def test_gradual_unfreezing_wants_a_number_of_groups(n_groups, error):
+    with pytest.raises(error, match="n_groups is how many layer groups there are"):
         gradual_unfreezing(1, 1e-2, n_groups)
 
 
@@ -171,9 +200,20 @@ def test_chain_thaw_trains_the_head_each_group_alone_from_the_first_then_all():
     assert [s.epochs for s in plan] == [1, 1, 1, 1, 2]
 
 
-def test_chain_thaw_wants_all_names():
-    with pytest.raises(TypeError, match="names are those of all layer groups"):
-        chain_thaw(1, 1e-3, "head")
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        ("head", TypeError),
+        (None, TypeError),
+        (5, TypeError),
+        ((), ValueError),
+        (("stem", ""), ValueError),
+        ([1], TypeError),
+    ],
+)
+def test_chain_thaw_wants_all_names(names, error):
+    with pytest.raises(error, match="names are those of all layer groups"):
+        chain_thaw(1, 1e-3, names)
 
 
 def test_surgical_trains_only_the_named_groups():

@@ -2,13 +2,14 @@ import math
 import pickle
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fastai.optimizer import SGD
 
-from fasthaw.rates import Flat, Geometric, LayerDecay, PerGroup, as_rate
+from fasthaw.rates import Computed, Flat, Geometric, LayerDecay, PerGroup, as_rate, check_trains
 
 POLICIES = [
     Geometric(1e-5, 1e-3),
@@ -161,8 +162,8 @@ def test_what_is_no_rate_is_refused_by_name_when_the_policy_is_made(where, bad, 
         (lambda: LayerDecay(1e-3, floor=1e-2), "floor is a rate, at most lr=0.001; got 0.01"),
         (lambda: PerGroup(), "one rate a group and got none"),
         (lambda: Flat(1e-3, body_div=0.1), "at least 1; got 0.1"),
-        (lambda: LayerDecay(1e-3)(0), "at least one layer group; got n_groups=0"),
-        (lambda: Flat(1e-3)(-2), "at least one layer group; got n_groups=-2"),
+        (lambda: LayerDecay(1e-3)(0), "n_groups is how many layer groups there are, a whole number from 1 on; 0 came"),
+        (lambda: Flat(1e-3)(-2), "from 1 on; -2 came"),
         (lambda: as_rate(slice(0, 1e-3)), "Geometric's lo is 0"),
         (lambda: as_rate(slice(1e-5, 1e-3, 2)), r"slice\(hi\) or slice\(lo, hi\); got slice\(1e-05, 0.001, 2\)"),
         (lambda: as_rate(slice(None)), r"slice\(hi\) or slice\(lo, hi\); got slice\(None, None, None\)"),
@@ -176,7 +177,96 @@ def test_values_out_of_range_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("bad", [None, "1e-3", True, 1j, {1e-3}, Geometric, max])
+@pytest.mark.parametrize("bad", [None, "1e-3", b"1", True, 1j, {1e-3}, {"head": 1}, Geometric])
 def test_what_is_no_learning_rate_is_refused_with_the_forms_that_are(bad):
     with pytest.raises(TypeError, match=r"a learning rate is a number, slice\(hi\), slice\(lo, hi\), a list.*; got"):
         as_rate(bad)
+
+
+def test_an_array_is_one_rate_a_group():
+    assert as_rate(np.array([1e-4, 1e-3])) == as_rate([1e-4, 1e-3])
+    assert [type(r) for r in as_rate(np.array([0, 1], dtype=np.float32))(2)] == [float, float]
+    with pytest.raises(TypeError, match="a learning rate is a number"):
+        as_rate(np.ones((2, 2)))
+    with pytest.raises(ValueError, match="rate 1 is finite and not negative; got nan"):
+        as_rate(np.array([1e-3, np.nan]))
+
+
+def warm_stem(n_groups):
+    return [1e-5] + [1e-3] * (n_groups - 1)
+
+
+class Halves:
+    """Callable, without a text of its own."""
+
+    def __call__(self, n_groups):
+        return (1 / 2**i for i in reversed(range(n_groups)))
+
+
+def test_a_function_of_the_number_of_groups_is_a_rate_called_by_its_name():
+    rate = as_rate(warm_stem)
+    assert rate(3) == (1e-5, 1e-3, 1e-3) and rate == as_rate(warm_stem) != as_rate(Halves())
+    assert as_rate(rate) is rate and pickle.loads(pickle.dumps(rate)) == rate
+    assert as_rate(Halves())(3) == (0.25, 0.5, 1.0)
+    assert as_rate(lambda n: np.linspace(1, 2, n))(2) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (warm_stem, "warm_stem"),
+        (Halves(), "Halves()"),
+        (partial(warm_stem, 3), "partial(warm_stem, 3)"),
+        (partial(Halves(), n_groups=3), "partial(Halves(), n_groups=3)"),
+    ],
+)
+def test_no_address_is_in_the_name_of_a_rate(function, name):
+    assert repr(as_rate(function)) == name
+    assert repr(Computed(function, 4.0)) == f"4.0 * {name}"
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda n: 1e-3, TypeError, r"<lambda> returns a list with one number a group; 0\.001 came"),
+        (lambda n: {1e-3}, TypeError, r"one number a group; \{0\.001\} came"),
+        (lambda n: "1e-3", TypeError, "one number a group; '1e-3' came"),
+        (lambda n: [1e-3], ValueError, r"<lambda> gave 1 numbers for 3 layer groups"),
+        (lambda n: [1e-3] * 4, ValueError, r"gave 4 numbers for 3 layer groups"),
+        (lambda n: [1e-3, -1e-3, 1e-3], ValueError, r"rate 1 of .*<lambda> is finite and not negative; got -0\.001"),
+        (lambda n: [1e-3, 1e-3, True], TypeError, r"rate 2 of .*<lambda> is one real number; got True"),
+        (lambda: [1e-3], TypeError, r"<lambda> cannot be called with the number of groups, 3: .*takes 0 positional"),
+        (max, TypeError, r"max cannot be called with the number of groups, 3: 'int' object is not iterable"),
+    ],
+)
+def test_what_a_function_returns_is_checked_when_it_is_called(function, error, message):
+    rate = as_rate(function)
+    with pytest.raises(error, match=message):
+        rate(3)
+
+
+def test_a_computed_rate_takes_functions_and_a_factor():
+    with pytest.raises(TypeError, match="a function of the number of groups is wanted; 3 came"):
+        Computed(3)
+    with pytest.raises(ValueError, match="the factor of warm_stem is finite"):
+        Computed(warm_stem, math.inf)
+    assert Computed(warm_stem, 2.0)(2) == (2e-5, 2e-3)
+
+
+@pytest.mark.parametrize("huge", [10**400, 10**5000], ids=["400", "5000"])
+def test_a_whole_number_that_no_float_holds_is_refused_in_one_line(huge):
+    for make in (as_rate, LayerDecay, lambda x: PerGroup(x), lambda x: slice_of(x)):
+        with pytest.raises(ValueError, match=r"finite and not negative; got a whole number of \d+ bits"):
+            make(huge)
+
+
+def slice_of(hi):
+    return as_rate(slice(1e-3, hi))
+
+
+def test_rates_that_are_0_where_groups_train_are_refused_and_nowhere_else():
+    names = ("stem", "body", "head")
+    with pytest.raises(ValueError, match=r"every group that trains \(body, head\) has the rate 0"):
+        check_trains(names, (False, True, True), (1e-3, 0.0, 0.0))
+    check_trains(names, (False, True, True), (0.0, 0.0, 1e-3))
+    check_trains(names, (False, False, False), (0.0, 0.0, 0.0))

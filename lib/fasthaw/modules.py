@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .words import wanted
+
 _TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -39,7 +41,11 @@ def is_norm(module: nn.Module | None) -> bool:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, so that names stay the same."""
+    """The network inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, so that names stay the same.
+
+    Every door that takes a network comes through here; what is no network is a TypeError.
+    """
+    wanted(nn.Module, model, "a network is a torch.nn.Module")
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module

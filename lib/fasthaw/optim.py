@@ -6,24 +6,22 @@ with weight decay and without, so that an optimizer's fused and foreach kernels 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from numbers import Real
 
 from torch import nn
 
 from .groups import LayerGroup
 from .modules import unwrap
-from .rates import Rate, as_rate
+from .rates import RateLike, as_rate
 from .splitters import Splitter
+from .words import did_you_mean, names_of, number, shown, some_of, wanted
 
 
 def param_groups(
     model: nn.Module,
     splitter: Splitter,
-    rate: Rate | float | slice | Sequence[float],
+    rate: RateLike,
     *,
     weight_decay: float = 0.01,
     no_decay: str | Iterable[str] = (),
@@ -64,15 +62,13 @@ def param_groups(
     3 0.001 0.01 1
     3 0.001 0.0 1
     """
-    if not isinstance(splitter, Splitter):
-        raise TypeError(f"param_groups takes a splitter such as split_stages() or split_blocks(); {splitter!r} came")
-    if not isinstance(weight_decay, Real) or not math.isfinite(weight_decay) or weight_decay < 0:
-        raise ValueError(f"weight_decay is one finite number, not negative; {weight_decay!r} came")
+    wanted(Splitter, splitter, "param_groups takes a splitter such as split_stages() or split_blocks()")
+    weight_decay = number(weight_decay, "weight_decay is how strongly weights decay")
     groups = splitter.groups(model)
     spared = _listed(unwrap(model)) | _matched(groups, no_decay)
     dicts = []
     for group, lr in zip(groups, as_rate(rate)(len(groups)), strict=True):
-        for decay, params in _by_decay(group, spared, float(weight_decay)).items():
+        for decay, params in _by_decay(group, spared, weight_decay).items():
             dicts.append({"params": params, "lr": lr, "weight_decay": decay, "group_name": group.name})
     return dicts
 
@@ -99,16 +95,16 @@ def _listed(model: nn.Module) -> set[str]:
 
 def _matched(groups: Sequence[LayerGroup], patterns: str | Iterable[str]) -> set[str]:
     names = [n for g in groups for n, _ in g.named_params()]
-    matched = set()
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+    matched: set[str] = set()
+    for pattern in names_of(
+        patterns, "no_decay is a regular expression for whole parameter names, or several", least=0
+    ):
         try:
             hits = {n for n in names if re.fullmatch(pattern, n)}
         except re.error as error:
-            raise ValueError(f"no_decay={pattern!r} is no regular expression: {error}") from error
+            raise ValueError(f"no_decay={shown(pattern)} is no regular expression: {error}") from error
         if not hits:
-            near = get_close_matches(pattern, names, 3) or names[:3]
-            raise ValueError(
-                f"no_decay={pattern!r} matches no parameter; it must match a whole name, such as {', '.join(near)}"
-            )
+            near = did_you_mean(pattern, names, 3) or f", such as {some_of(names, 3)}"
+            raise ValueError(f"no_decay={shown(pattern)} matches no parameter; it must match a whole name{near}")
         matched |= hits
     return matched

@@ -2,16 +2,18 @@
 
 A policy is a value that is called with the number of groups and returns that many plain floats, the one nearest the
 input first, the head's last. It knows no network and no optimizer, so it prints, compares and tests by itself. Every
-group gets a rate, frozen ones included: what is frozen is decided elsewhere.
+group gets a rate, frozen ones included: what is frozen is decided elsewhere. A function of one's own is a policy, too.
 """
 
 from __future__ import annotations
 
-import math
-import operator
+import functools
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
+
+from .words import at_least, is_finite, shown
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,63 @@ class Flat:
         return (self.lr / self.body_div,) * (_at_least_one(n_groups) - 1) + (self.lr,)
 
 
-Rate: TypeAlias = Geometric | LayerDecay | PerGroup | Flat
+@dataclass(frozen=True, repr=False)
+class Computed:
+    """The rates that a function of the number of groups returns, times `factor`; prints by the function's name.
+
+    >>> def stem_still(n):
+    ...     return [0.0] + [1e-3] * (n - 1)
+    >>> Computed(stem_still), Computed(stem_still)(3)
+    (stem_still, (0.0, 0.001, 0.001))
+    """
+
+    function: Callable[[int], Iterable[float]]
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or isinstance(self.function, type):
+            raise TypeError(f"a function of the number of groups is wanted; {shown(self.function)} came")
+        object.__setattr__(self, "factor", _checked(self.factor, f"the factor of {_name(self.function)}"))
+
+    def __call__(self, n_groups: int) -> tuple[float, ...]:
+        """What the function returns, checked: `n_groups` numbers, finite and not negative."""
+        n = _at_least_one(n_groups)
+        try:
+            came = self.function(n)
+        except (TypeError, AttributeError) as error:
+            raise TypeError(f"the policy {self} cannot be called with the number of groups, {n}: {error}") from error
+        if not isinstance(came, Iterable) or isinstance(came, str | bytes | Set):
+            raise TypeError(f"the policy {self} returns a list with one number a group; {shown(came)} came")
+        rates = tuple(_checked(r, f"rate {i} of {self}") * self.factor for i, r in enumerate(came))
+        if len(rates) != n:
+            raise ValueError(f"the policy {self} gave {len(rates)} numbers for {n} layer groups; it gives one a group")
+        return rates
+
+    def __repr__(self) -> str:
+        return _name(self.function) if self.factor == 1 else f"{self.factor} * {_name(self.function)}"
 
 
-def as_rate(rate: Rate | float | slice | list[float] | tuple[float, ...]) -> Rate:
+class _Array(Protocol):
+    """A NumPy array, without importing NumPy."""
+
+    ndim: int
+
+    def tolist(self) -> list[float] | float: ...
+
+
+Rate: TypeAlias = Geometric | LayerDecay | PerGroup | Flat | Computed
+RateLike: TypeAlias = Rate | float | slice | Sequence[float] | _Array | Callable[[int], Iterable[float]]
+
+
+def as_rate(rate: RateLike) -> Rate:
     """The policy meant by what fastai users write for a learning rate; a policy is returned as it is.
 
-    A float is that rate for all groups, a list or tuple one rate a group, and slices mean what they mean in fastai, but
-    for `slice(0, hi)`: fastai takes it for `slice(hi)`, here it is an error.
+    A float is that rate for all groups, a list, tuple or array one rate a group, and slices mean what they mean in fastai,
+    but for `slice(0, hi)`: fastai takes it for `slice(hi)`, here it is an error. A function is called with the number of
+    groups and returns their rates; what it returns is checked when it is called.
+
+    Raises:
+        TypeError, ValueError: it is nothing of this, or a rate in it is negative or not finite.
 
     >>> as_rate(1e-3), as_rate(slice(1e-3))
     (Flat(lr=0.001, body_div=1.0), Flat(lr=0.001, body_div=10.0))
@@ -149,31 +200,53 @@ def as_rate(rate: Rate | float | slice | list[float] | tuple[float, ...]) -> Rat
     """
     if isinstance(rate, Rate):
         return rate
-    if isinstance(rate, list | tuple):
+    if getattr(rate, "ndim", None) == 1 and hasattr(rate, "tolist"):
+        rate = rate.tolist()
+    if isinstance(rate, Sequence) and not isinstance(rate, str | bytes | bytearray):
         return PerGroup(*rate)
     if isinstance(rate, slice):
         if rate.step is not None or rate.stop is None:
-            raise ValueError(f"a slice of rates is slice(hi) or slice(lo, hi); got {rate}")
+            raise ValueError(f"a slice of rates is slice(hi) or slice(lo, hi); got {shown(rate)}")
         return Flat(rate.stop, body_div=10) if rate.start is None else Geometric(rate.start, rate.stop)
     if isinstance(rate, Real) and not isinstance(rate, bool):
         return Flat(rate)
+    if callable(rate) and not isinstance(rate, type):
+        return Computed(rate)
     raise TypeError(
-        "a learning rate is a number, slice(hi), slice(lo, hi), a list with one number a group, or a policy such as "
-        f"LayerDecay(1e-3); got {rate!r}"
+        "a learning rate is a number, slice(hi), slice(lo, hi), a list with one number a group, a function of the number of "
+        f"groups, or a policy such as LayerDecay(1e-3); got {shown(rate)}"
     )
 
 
-def _checked(value: Real, what: str) -> float:
+def check_trains(names: Sequence[str], trains: Sequence[bool], rates: Sequence[float]) -> None:
+    """Raise ValueError where groups train and the rate of every one of them is 0."""
+    trained = [(n, r) for n, t, r in zip(names, trains, rates, strict=True) if t]
+    if trained and not any(r for _, r in trained):
+        raise ValueError(
+            f"every group that trains ({', '.join(n for n, _ in trained)}) has the rate 0, so nothing would move; give one "
+            "a rate above 0"
+        )
+
+
+def _checked(value: object, what: str) -> float:
     """`value` as a plain float: `torch.load(weights_only=True)` refuses numpy's in an optimizer state."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{what} is one real number; got {value!r} ({type(value).__name__})")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} is finite and not negative; got {value}")
+        raise TypeError(f"{what} is one real number; got {shown(value)} ({type(value).__name__})")
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{what} is finite and not negative; got {shown(value) if isinstance(value, int) else value}")
     return float(value)
 
 
-def _at_least_one(n_groups: int) -> int:
-    n = operator.index(n_groups)
-    if n < 1:
-        raise ValueError(f"a network has at least one layer group; got n_groups={n}")
-    return n
+def _at_least_one(n_groups: object) -> int:
+    return at_least(1, n_groups, "n_groups is how many layer groups there are")
+
+
+def _name(function: Callable) -> str:
+    """What a function is called; no text has an address in it, as a plan is known by its text when a run is resumed."""
+    if isinstance(function, functools.partial):
+        given = [*map(repr, function.args), *(f"{k}={v!r}" for k, v in function.keywords.items())]
+        return f"partial({', '.join([_name(function.func), *given])})"
+    if hasattr(function, "__qualname__"):
+        return function.__qualname__
+    own = type(function).__repr__ is not object.__repr__
+    return repr(function) if own else f"{type(function).__qualname__}()"

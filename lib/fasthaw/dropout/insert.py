@@ -8,6 +8,7 @@ from torch import nn
 
 from ..modules import unwrap
 from ..splitters import Splitter
+from ..words import one_of
 from .activations import ACTIVATIONS, called_kinds, kind_of
 from .layer import AFTER_CALLS, AFTER_OUTPUT, KINDS, InsertedDropout, Watch, add, add_after_calls, remove
 from .places import After, Place, channels_of, check_hosts, find_places
@@ -52,8 +53,7 @@ def insert_dropout(
       (inserted_dropout): InsertedDropout(p=0.1, kind=element)
     )
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+    one_of(KINDS, kind, "kind")
     root = unwrap(model)
     _check_not_compiled(model, root)
     places = find_places(root, after)

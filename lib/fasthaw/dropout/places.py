@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from ..modules import parent_name
+from ..words import shown
 from .activations import ACTIVATIONS, called_kinds, kind_of
 from .gates import in_gates
 from .layer import InsertedDropout
@@ -40,7 +41,7 @@ def find_places(model: nn.Module, after: After) -> list[Place]:
     A type stands for modules of it, for the classes of its kind in timm and Transformers, and for its functions. A
     string is a regular expression for the whole dotted name of a module. Gates are left out unless a string names them.
     """
-    wanted = tuple(after) if isinstance(after, Sequence) and not isinstance(after, str) else (after,)
+    wanted = tuple(after) if isinstance(after, Sequence | Set) and not isinstance(after, str | bytes) else (after,)
     _check_after(wanted)
     gates, occurs, in_gate = in_gates(model), set(), set()
     places: dict[tuple[int, bool], Place] = {}
@@ -112,7 +113,14 @@ def _check_after(wanted: tuple) -> None:
         )
     odd = [w for w in wanted if not (isinstance(w, str) or (isinstance(w, type) and issubclass(w, nn.Module)))]
     if odd:
-        raise TypeError(f"after= takes module classes such as nn.ReLU and module names or regexes; got {odd[0]!r}")
+        raise TypeError(f"after= takes module classes such as nn.ReLU and module names or regexes; got {shown(odd[0])}")
+    for pattern in (w for w in wanted if isinstance(w, str)):
+        if not pattern:
+            raise ValueError("after= has an empty name, which is that of the whole network; name what is inside it")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"after={shown(pattern)} is no regular expression: {error}") from error
 
 
 def _never_occurs(model: nn.Module, missing: list, in_gate: set) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from ..groups import LayerGroup
 from ..rates import as_rate
 from ..splitters import Splitter, split_stages
+from ..words import is_finite, names_of, shown, wanted
 
 Probability = float | Mapping[str, float] | slice | Sequence[float] | Callable[[int], Sequence[float]]
 
@@ -29,16 +30,19 @@ def probabilities(
         ValueError: a probability outside [0, 1), an unknown group.
         TypeError: `p` is none of what `Probability` lists.
     """
+    if splitter is not None:
+        wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()")
+    if within is not None:
+        within = names_of(within, "within= is the name of a layer group, or several")
     if isinstance(p, Real) and within is None:
         return dict.fromkeys(names, checked(p))
-    groups = (splitter or split_stages()).groups(model)
+    groups = (split_stages() if splitter is None else splitter).groups(model)
     by_group = _by_group(p, [g.name for g in groups])
     if within is not None:
         if isinstance(p, Mapping):
             raise ValueError("a mapping says by itself which layer groups get dropout; leave within= out")
-        chosen = (within,) if isinstance(within, str) else tuple(within)
-        _check_known(chosen, [g.name for g in groups])
-        by_group = {name: by_group[name] for name in chosen}
+        _check_known(within, [g.name for g in groups])
+        by_group = {name: by_group[name] for name in within}
     group_of = {name: group_name(groups, name) for name in names}
     return {name: by_group[group_of[name]] for name in names if group_of[name] in by_group}
 
@@ -52,9 +56,10 @@ def group_name(groups: Sequence[LayerGroup], module: str) -> str:
 def checked(p: Real) -> float:
     """`p` as a plain float in [0, 1)."""
     if not isinstance(p, Real) or isinstance(p, bool):
-        raise TypeError(f"a dropout probability is a number in [0, 1); got {p!r} ({type(p).__name__})")
+        raise TypeError(f"a dropout probability is a number in [0, 1); got {shown(p)} ({type(p).__name__})")
     if not 0 <= p < 1:
-        raise ValueError(f"a dropout probability lies in [0, 1): at 1 nothing is left to train on; got {p}")
+        got = p if is_finite(p) else shown(p)
+        raise ValueError(f"a dropout probability lies in [0, 1): at 1 nothing is left to train on; got {got}")
     return float(p)
 
 
@@ -64,13 +69,11 @@ def _by_group(p: Probability, names: list[str]) -> dict[str, float]:
     if isinstance(p, Mapping):
         _check_known(p, names)
         return {name: checked(value) for name, value in p.items()}
-    if isinstance(p, slice | list | tuple):
-        p = as_rate(p)
-    if not callable(p):
+    if isinstance(p, bool | str | bytes) or not (callable(p) or isinstance(p, slice | Sequence)):
         raise TypeError(
-            f"p is a number in [0, 1), {{group: number}} or a policy such as Geometric(0.05, 0.3); got {p!r}"
+            f"p is a number in [0, 1), {{group: number}} or a policy such as Geometric(0.05, 0.3); got {shown(p)}"
         )
-    ps = tuple(p(len(names)))
+    ps = tuple(p) if isinstance(p, Sequence) else as_rate(p)(len(names))
     if len(ps) != len(names):
         raise ValueError(f"{len(ps)} probabilities came for {len(names)} layer groups: {', '.join(names)}")
     return dict(zip(names, map(checked, ps), strict=True))

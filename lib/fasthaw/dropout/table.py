@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from numbers import Real
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..groups import LayerGroup
 from ..modules import unwrap
 from ..splitters import Splitter
+from ..tables import as_html, as_text
+from ..words import flag, one_of, wanted
 from .activations import attributes_read
 from .layer import InsertedDropout
 from .probabilities import Probability, group_name, probabilities
@@ -40,29 +42,26 @@ class DropoutTable:
 
     rows: tuple[DropoutRow, ...]
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows; groups have a column where they were asked for."""
         head = ("dropout", "after", "kind", "p", "fires now", "group")
         body = [(r.name, r.after, r.kind, f"{r.p:g}", "yes" if r.fires else "no", r.group) for r in self.rows]
         width = 6 if any(r.group for r in self.rows) else 5
-        return [cells[:width] for cells in (head, *body)]
+        return head[:width], [cells[:width] for cells in body]
 
     def summary(self) -> str:
+        """The totals in a sentence."""
         inserted = sum(r.kind != "float" and r.after != "" for r in self.rows)
         fires = sum(r.fires for r in self.rows)
         return f"{len(self.rows)} dropouts, {inserted} of them inserted; {fires} fire now."
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:], self.summary()])
+        return f"{as_text(*self._cells(), rule='dashes')}\n{self.summary()}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *body = [[escape(c) for c in row] for row in self._cells()]
-        rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body)
-        return f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>{rows}</table><p>{self.summary()}</p>"
+        return f"{as_html(*self._cells())}<p>{self.summary()}</p>"
 
 
 def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> DropoutTable:
@@ -80,7 +79,11 @@ def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> Dropout
     2 dropouts, 0 of them inserted; 0 fire now.
     """
     root = unwrap(model)
-    groups = splitter.groups(root) if splitter else ()
+    groups: tuple[LayerGroup, ...] = ()
+    if splitter is not None:
+        groups = wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()").groups(
+            root
+        )
     rows = []
     for slot in _slots(root):
         after = slot.module.after if isinstance(slot.module, InsertedDropout) else ""
@@ -107,8 +110,8 @@ def set_dropout(
     Raises:
         ValueError: p outside [0, 1), an unknown group, no dropout of this sort. The model is then as it was.
     """
-    if which not in _WHICH:
-        raise ValueError(f"which is one of {', '.join(map(repr, _WHICH))}; got {which!r}")
+    one_of(_WHICH, which, "which")
+    flag(floats, "floats")
     root = unwrap(model)
     slots = [s for s in _slots(root) if s.kind != "stochastic depth" and (floats or s.kind != "float")]
     if which != "all":

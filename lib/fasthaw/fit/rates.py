@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
 
 from fastai.learner import Learner
 
 from ..freezing import frozen
-from ..groups import UNLISTED, LayerGroup
-from ..rates import Rate, as_rate
+from ..groups import UNLISTED
+from ..rates import RateLike, as_rate, check_trains
 from ..splitters import Splitter, layer_groups
+from ..words import wanted
 
 
-def lrs(learn: Learner, rate: Rate | float | slice | Sequence[float]) -> list[float]:
+def lrs(learn: Learner, rate: RateLike) -> list[float]:
     """One learning rate a layer group of `learn`, the head's last, for `learn.fit_one_cycle(n, lrs(learn, rate))`.
 
     A rate spans all groups, frozen ones included, so the same rate serves before and after an unfreezing. `slice(lo, hi)`
@@ -25,6 +25,7 @@ def lrs(learn: Learner, rate: Rate | float | slice | Sequence[float]) -> list[fl
             train, or an optimizer that was made with another splitter.
         SplitError: the groups do not cover the model exactly once.
     """
+    wanted(Learner, learn, "lrs takes a fastai Learner and a rate")
     groups = [g for g in layer_groups(learn) if g.name != UNLISTED]
     names = [g.name for g in groups]
     if learn.opt is not None and isinstance(learn.splitter, Splitter) and len(learn.opt.param_lists) != len(groups):
@@ -33,17 +34,8 @@ def lrs(learn: Learner, rate: Rate | float | slice | Sequence[float]) -> list[fl
             f"({', '.join(names)}): it was made with another splitter or model. Call learn.create_opt()"
         )
     rates = as_rate(rate)(len(groups))
-    _check_trains(groups, rates)
+    check_trains(names, [not f for f in frozen(groups)], rates)
     if any(a > b for a, b in pairwise(rates)):
         shown = ", ".join(f"{n} {r:.2g}" for n, r in zip(names, rates, strict=True))
         warnings.warn(f"these rates fall towards the head: {shown}", stacklevel=2)
     return list(rates)
-
-
-def _check_trains(groups: Sequence[LayerGroup], rates: Sequence[float]) -> None:
-    trained = [(g.name, r) for g, r, f in zip(groups, rates, frozen(groups), strict=True) if not f]
-    if trained and not any(r for _, r in trained):
-        names = ", ".join(n for n, _ in trained)
-        raise ValueError(
-            f"every group that trains ({names}) has the rate 0, so nothing would move; give one a rate above 0"
-        )

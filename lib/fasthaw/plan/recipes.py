@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..rates import Flat, LayerDecay, Rate, as_rate
+from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate
+from ..words import at_least, names_of, wanted
 from .stages import Plan, Stage
 
 
-def head_then_all(
-    epochs: int, lr: Rate | float | slice | Sequence[float], *, head_epochs: int = 1, head_lr: float | None = None
-) -> Plan:
+def head_then_all(epochs: int, lr: RateLike, *, head_epochs: int = 1, head_lr: RateLike | None = None) -> Plan:
     """The head alone, then everything: LP-FT, linear probing then fine-tuning (Kumar et al. 2022, section 3.4).
 
     A new head sends large, meaningless gradients into pretrained features; trained first, it does not. It pays where the
@@ -26,7 +25,7 @@ def head_then_all(
     return Plan(Stage(head_epochs, lr if head_lr is None else head_lr, -1, "head"), Stage(epochs, lr))
 
 
-def gradual_unfreezing(epochs: int, lr: Rate | float, n_groups: int, *, last_epochs: int | None = None) -> Plan:
+def gradual_unfreezing(epochs: int, lr: RateLike, n_groups: int, *, last_epochs: int | None = None) -> Plan:
     """The head alone, then one more group a stage until all train: ULMFiT (Howard & Ruder 2018, sections 3.2 and 3.3).
 
     `epochs` is the length of each stage, `last_epochs` that of the last, which trains all. A number for `lr` is the
@@ -36,13 +35,12 @@ def gradual_unfreezing(epochs: int, lr: Rate | float, n_groups: int, *, last_epo
     >>> gradual_unfreezing(1, 1e-2, 3, last_epochs=4)
     Plan(Stage(1, LayerDecay(0.01), train=-1), Stage(1, LayerDecay(0.01), train=-2), Stage(4, LayerDecay(0.01)))
     """
-    if isinstance(n_groups, bool) or not isinstance(n_groups, int) or n_groups < 1:
-        raise ValueError(f"n_groups is how many layer groups there are, at least 1; {n_groups!r} came")
+    n_groups = at_least(1, n_groups, "n_groups is how many layer groups there are")
     rate, last = _decaying(lr), epochs if last_epochs is None else last_epochs
     return Plan(*(Stage(epochs, rate, -k) for k in range(1, n_groups)), Stage(last, rate))
 
 
-def discriminative(epochs: int, lr: Rate | float) -> Plan:
+def discriminative(epochs: int, lr: RateLike) -> Plan:
     """Everything from the start, small rates for pretrained groups instead of freezing (Howard & Ruder 2018, section 3.2).
 
     A number for `lr` is the head's rate, each group before at 1/2.6 of the one after it. It pays with enough data to
@@ -55,7 +53,7 @@ def discriminative(epochs: int, lr: Rate | float) -> Plan:
 
 
 def chain_thaw(
-    epochs: int, lr: Rate | float, names: Sequence[str], *, head_lr: float | None = None, last_epochs: int | None = None
+    epochs: int, lr: RateLike, names: Sequence[str], *, head_lr: RateLike | None = None, last_epochs: int | None = None
 ) -> Plan:
     """The head alone, each other group alone from the first, then all: chain-thaw (Felbo et al. 2017, section 3.3).
 
@@ -65,14 +63,13 @@ def chain_thaw(
     >>> chain_thaw(1, 1e-3, ["stem", "body", "head"], last_epochs=2)
     Plan(Stage(1, 0.001, train='head'), Stage(1, 0.001, train='stem'), Stage(1, 0.001, train='body'), Stage(2, 0.001))
     """
-    if isinstance(names, str) or not names:
-        raise TypeError(f"names are those of all layer groups, [g.name for g in layer_groups(learn)]; {names!r} came")
-    *body, head = names
+    wanted_names = "names are those of all layer groups, [g.name for g in layer_groups(learn)]"
+    *body, head = names_of(wanted((list, tuple), names, wanted_names), wanted_names)
     alone = [Stage(epochs, lr if head_lr is None else head_lr, head), *(Stage(epochs, lr, name) for name in body)]
     return Plan(*alone, Stage(epochs if last_epochs is None else last_epochs, lr))
 
 
-def surgical(epochs: int, lr: Rate | float, train: str | Sequence[str]) -> Plan:
+def surgical(epochs: int, lr: RateLike, train: str | Sequence[str]) -> Plan:
     """Only the named groups train, wherever they are: surgical fine-tuning (Lee et al. 2023, section 2).
 
     It pays when the task stays and the data shift: the first group for a change of the input (blur, noise, another
@@ -85,6 +82,6 @@ def surgical(epochs: int, lr: Rate | float, train: str | Sequence[str]) -> Plan:
     return Plan(Stage(epochs, lr, train))
 
 
-def _decaying(lr: Rate | float) -> Rate:
+def _decaying(lr: RateLike) -> Rate:
     rate = as_rate(lr)
     return LayerDecay(rate.lr) if isinstance(rate, Flat) and rate.body_div == 1 else rate

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from ..freezing import FreezeContract, selected
 from ..freezing.selection import Which
-from ..rates import Flat, LayerDecay, Rate, as_rate
+from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate, check_trains
+from ..tables import as_html, as_text
+from ..words import at_least, shown, wanted
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Stage:
     """`epochs` of one-cycle training at `lr`, during which exactly the groups `train` train.
 
     Args:
         epochs: at least 1.
-        lr: one rate for all groups or a policy, whatever `lrs` takes; it spans frozen groups as well.
+        lr: one rate for all groups or a policy, whatever `lrs` takes; it spans frozen groups as well. Kept as the policy.
         train: `-k` for the last `k` groups, `0` or `"all"`, a name or a tuple of names.
         name: what tables call the stage; else what it trains.
         contract: what holds still in the frozen groups of this stage; `None` is the learner's own `FrozenEval`.
@@ -38,25 +39,37 @@ class Stage:
     """
 
     epochs: int
-    lr: Rate | float | slice | Sequence[float]
-    train: Which = "all"
-    name: str | None = None
-    contract: FreezeContract | None = None
-    cache: bool | str = False
+    lr: Rate
+    train: Which
+    name: str | None
+    contract: FreezeContract | None
+    cache: bool | str
 
-    def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int):
-            raise TypeError(f"a stage trains for a whole number of epochs; {self.epochs!r} came")
-        if self.epochs < 1:
-            raise ValueError(f"a stage trains for at least 1 epoch; {self.epochs} came. Leave the stage out instead")
-        if self.name is not None and (not isinstance(self.name, str) or not self.name):
-            raise TypeError(f"the name of a stage is a text; {self.name!r} came")
-        if self.contract is not None and not isinstance(self.contract, FreezeContract):
-            raise TypeError(f"the contract of a stage is a FreezeContract or None; {self.contract!r} came")
-        if not isinstance(self.cache, bool) and self.cache != "auto":
-            raise ValueError(f"cache is True, False or 'auto'; {self.cache!r} came")
-        object.__setattr__(self, "lr", as_rate(self.lr))
-        object.__setattr__(self, "train", _checked(self.train))
+    def __init__(
+        self,
+        epochs: int,
+        lr: RateLike,
+        train: Which = "all",
+        name: str | None = None,
+        contract: FreezeContract | None = None,
+        cache: bool | str = False,
+    ) -> None:
+        if name is not None and not wanted(str, name, "the name of a stage is a text"):
+            raise ValueError("the name of a stage is a text; an empty one came: leave it out instead")
+        if contract is not None:
+            wanted(FreezeContract, contract, "the contract of a stage is a FreezeContract or None")
+        if not isinstance(cache, bool) and not (isinstance(cache, str) and cache == "auto"):
+            raise ValueError(f"cache is True, False or 'auto'; {shown(cache)} came")
+        fields = {
+            "epochs": at_least(1, epochs, "the epochs of a stage are how long it trains"),
+            "lr": as_rate(lr),
+            "train": _checked(train),
+            "name": name,
+            "contract": contract,
+            "cache": cache,
+        }
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
 
     @property
     def title(self) -> str:
@@ -91,9 +104,8 @@ class Plan:
     def __init__(self, *stages: Stage) -> None:
         if not stages:
             raise ValueError("a plan has at least one stage: Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3))")
-        odd = next((s for s in stages if not isinstance(s, Stage)), None)
-        if odd is not None:
-            raise TypeError(f"a plan takes stages, Plan(Stage(...), Stage(...)); {odd!r} came")
+        for stage in stages:
+            wanted(Stage, stage, "a plan takes stages, Plan(Stage(...), Stage(...))")
         object.__setattr__(self, "stages", stages)
 
     def __iter__(self) -> Iterator[Stage]:
@@ -106,22 +118,10 @@ class Plan:
         return f"Plan({', '.join(map(repr, self.stages))})"
 
     def __str__(self) -> str:
-        header, rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        # Epochs are a number and end flush, all else is text.
-        lines = [
-            "  ".join(c.rjust(w) if i == 1 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in (header, *rows)
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), self._totals()])
+        return f"{as_text(*self._cells(), right={'epochs'}, rule='none')}\n{self._totals()}"
 
     def _repr_html_(self) -> str:
-        header, rows = self._cells()
-        head, *body = (
-            "".join(f"<{tag}>{escape(c)}</{tag}>" for c in row)
-            for tag, row in [("th", header), *(("td", row) for row in rows)]
-        )
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table><p>{self._totals()}</p>"
+        return f"{as_html(*self._cells())}<p>{self._totals()}</p>"
 
     def _totals(self) -> str:
         return f"{len(self)} stages, {sum(s.epochs for s in self)} epochs"
@@ -149,18 +149,14 @@ def check(plan: Plan, names: Sequence[str]) -> None:
         ValueError: an unknown group or one out of range, the wrong number of rates, rates that are all zero where
             groups train, or a cache where the first group trains; the message names the stage.
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"a plan is wanted, such as Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3)); {plan!r} came")
+    wanted(Plan, plan, "a plan is wanted, such as Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3))")
     for i, stage in enumerate(plan, 1):
         try:
-            trains, rates = selected(names, stage.train), stage.lr(len(names))
-        except ValueError as error:
-            raise ValueError(f"stage {i} ({stage.title}): {error}") from error
-        if not any(r for r, t in zip(rates, trains, strict=True) if t):
-            trained = ", ".join(n for n, t in zip(names, trains, strict=True) if t)
-            raise ValueError(
-                f"stage {i} ({stage.title}) trains nothing: the rate of {trained} is 0. Give one a rate above 0"
-            )
+            trains = selected(names, stage.train)
+            check_trains(names, trains, stage.lr(len(names)))
+        except (TypeError, ValueError) as error:  # a rate that is a function may return anything
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"stage {i} ({stage.title}): {error}") from error
         if stage.cache is True and trains[0]:
             raise ValueError(
                 f"stage {i} ({stage.title}) has cache=True and trains {names[0]}, the first group, so no frozen layer comes "
@@ -173,18 +169,18 @@ def _checked(which: Which) -> Which:
     if isinstance(which, int) and not isinstance(which, bool):
         if which > 0:
             raise ValueError(
-                f"{which} selects no groups: -1 is the head alone, -{which} the last {which}, 0 or 'all' every one"
+                f"{shown(which)} selects no groups: -1 is the head alone, -{which} the last {which}, 0 or 'all' every one"
             )
         return which or "all"
     names = (which,) if isinstance(which, str) else which
     if not isinstance(names, tuple | list) or any(not isinstance(n, str) for n in names):
         raise TypeError(
             "which groups train? -k is the last k groups, 0 or 'all' every one; or give a name or a tuple of names; "
-            f"{which!r} came"
+            f"{shown(which)} came"
         )
     if not all(names) or not names:
         raise ValueError(
-            f"a stage that trains nothing: {which!r} selects no group. Name those that train, or use 'all'"
+            f"a stage that trains nothing: {shown(which)} selects no group. Name those that train, or use 'all'"
         )
     return which if isinstance(which, str) else tuple(which)
 
