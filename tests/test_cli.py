@@ -137,10 +137,16 @@ def refused(capsys, *args: str) -> str:
             ["resnet18", "--splitter", "even:five"],
             "--splitter is stages, blocks, even:N or at:NAME,NAME,...; 'even:five' came",
         ),
-        (["resnet18", "--splitter", "even:1"], "split_even wants a number of groups from 2 on; it got 1"),
+        (
+            ["resnet18", "--splitter", "even:1"],
+            "split_even takes the number of groups, a whole number from 2 on; 1 came",
+        ),
         (["resnet18", "--splitter", "even:50"], "split_even(50) is out of range"),
         (["resnet18", "--splitter", "at:layer1,,fc"], "'at:layer1,,fc' came"),
         (["resnet18", "--splitter", "at:layr3"], "ResNet has no module 'layr3'; did you mean 'layer3'"),
+        ([".relative:net"], "a builder is package.module:builder; .relative cannot be imported"),
+        (["builtins:dict"], "dict"),
+        (["torch.nn:Linear"], "Linear cannot be called without arguments"),
         (["resnet18", "--splitter", "__import__('os')"], "\"__import__('os')\" came"),
     ],
 )

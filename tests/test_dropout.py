@@ -670,7 +670,11 @@ def test_the_layer_groups_stay_the_same_and_take_the_children(tiny):
         ({"p": 0.5, "within": 3}, TypeError, "within= is the name of a layer group, or several; 3 came"),
         ({"p": 0.5, "within": ""}, ValueError, "within= is the name of a layer group, or several; '' came"),
         ({"p": 0.5, "within": ()}, ValueError, r"within= is the name of a layer group, or several; \(\) came"),
-        ({"p": 0.5, "splitter": "stages"}, TypeError, "splitter says what the layer groups are.*; 'stages' came"),
+        (
+            {"p": 0.5, "within": "stem", "splitter": "stages"},
+            TypeError,
+            "splitter says what the layer groups are.*; 'stages' came",
+        ),
         ({"p": 0.5, "after": F.relu}, TypeError, "after= takes module classes"),
         ({"p": 0.5, "after": (F.relu,)}, TypeError, "after= takes module classes such as nn.ReLU and module names"),
         ({"p": 0.5, "after": "layer1"}, ValueError, "layer1 is a Sequential: .*name the last module in it"),
@@ -794,6 +798,14 @@ body.3.relu.inserted_dropout  ReLU   channel           0.1  yes
 body.3.drop_path                     stochastic depth  0.3  yes
 head.0                               element           0.2  yes
 5 dropouts, 2 of them inserted; 3 fire now."""
+
+
+def test_a_splitter_is_checked_wherever_dropout_takes_one(tiny):
+    for call in (lambda: insert_dropout(tiny, 0.5, splitter="stages"), lambda: dropout_table(tiny, "stages")):
+        with pytest.raises(TypeError, match=r"splitter says what the layer groups are.*; 'stages' came"):
+            call()
+    with pytest.raises(TypeError, match=r"splitter says.*; False came"):
+        set_dropout(tiny, 0.5, splitter=False)
 
 
 def test_the_table_renders_in_a_notebook(tiny):

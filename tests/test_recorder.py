@@ -199,7 +199,7 @@ def test_nothing_recorded_is_nothing_to_plot():
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True])
 def test_every_is_a_whole_number_of_steps(every):
-    with pytest.raises(ValueError, match="every is how many steps apart"):
+    with pytest.raises((TypeError, ValueError), match="every is how many steps apart"):
         GroupRecorder(every)
 
 

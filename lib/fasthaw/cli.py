@@ -12,7 +12,9 @@ import inspect
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,8 +24,20 @@ from .architectures import timm_library, torchvision_builder
 from .groups import LayerGroup
 from .report import group_table
 from .splitters import Splitter, split_at, split_blocks, split_even, split_stages
-from .words import did_you_mean
+from .words import did_you_mean, shown, wanted
 
+# What a builder of somebody's own may raise; the command says it in a line, as it says all else.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 SPLITTERS = "stages, blocks, even:N or at:NAME,NAME,..."
 
 
@@ -37,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     groups.add_argument("--splitter", default="stages", metavar="HOW", help=f"{SPLITTERS} (default: stages)")
     groups.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    if argv is not None and (not isinstance(argv, list | tuple) or not all(isinstance(a, str) for a in argv)):
+        raise TypeError(f"main takes the arguments of the command as a list of texts; {shown(argv)} came")
     args = parser.parse_args(argv)
     try:
         splitter = parse_splitter(args.splitter)
@@ -54,7 +70,7 @@ def parse_splitter(text: str) -> Splitter:
     >>> parse_splitter("even:5"), parse_splitter("at:layer3,fc")
     (split_even(5), split_at('layer3', 'fc'))
     """
-    way, colon, rest = text.partition(":")
+    way, colon, rest = wanted(str, text, f"a splitter is spelled {SPLITTERS}").partition(":")
     if way in ("stages", "blocks") and not colon:
         return split_stages() if way == "stages" else split_blocks()
     if way == "even" and rest.isascii() and rest.isdigit():
@@ -68,16 +84,22 @@ def build(arch: str) -> nn.Module:
     """The network on the meta device, or where it cannot be built there, on the CPU without random numbers.
 
     Raises:
-        ValueError: an unknown name, or a builder that wants arguments or returns no module.
+        ValueError: an unknown name, or a builder that wants arguments, fails, or returns no module.
         ImportError: a package that is not there.
     """
-    make = _maker(arch)
+    make = _maker(wanted(str, arch, "arch is the name of a network, or package.module:builder"))
     try:
-        with torch.device("meta"):
-            model = make()
-    except (NotImplementedError, RuntimeError):  # RegNet, for one, computes its widths with tensors
-        with _Uninitialised():
-            model = make()
+        try:
+            with torch.device("meta"):
+                model = make()
+        except (NotImplementedError, RuntimeError):  # RegNet, for one, computes its widths with tensors
+            with _Uninitialised():
+                model = make()
+    except _FAULTS as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"{arch} could not be built: {type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{arch} returned {type(model).__name__}, no module")
     return model
@@ -109,7 +131,10 @@ def _imported(module: str, name: str) -> Callable:
         raise ValueError(f"a builder is package.module:builder; '{module}:{name}' came")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a module of one's own beside one, as with `python -m`
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except (TypeError, ValueError, SyntaxError) as error:  # a relative name, an empty part, a file that is not Python
+        raise ValueError(f"a builder is package.module:builder; {module} cannot be imported: {error}") from error
     builder = getattr(found, name, None)
     if not callable(builder):
         raise ValueError(f"{module} has no builder {name!r}{did_you_mean(name, vars(found), 3)}")
@@ -118,12 +143,16 @@ def _imported(module: str, name: str) -> Callable:
 
 def _without_weights(builder: Callable) -> Callable[[], nn.Module]:
     """`builder` without the arguments it does not need; of torchvision's, the default may be to load a backbone's."""
-    signature = inspect.signature(builder)
+    try:
+        signature = inspect.signature(builder)
+    except ValueError as error:
+        raise ValueError(f"{shown(builder)} does not say what arguments it takes; name a Python function") from error
     weights = dict.fromkeys(("weights", "weights_backbone") & signature.parameters.keys())
     try:
         signature.bind(**weights)
     except TypeError as error:
-        raise ValueError(f"{builder.__name__} cannot be called without arguments: {error}") from error
+        name = getattr(builder, "__name__", shown(builder))
+        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
     return lambda: builder(**weights)
 
 

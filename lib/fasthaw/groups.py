@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from .modules import is_norm, parent_name
-from .words import some_of
+from .words import shown, some_of
 
 UNLISTED = "unlisted"
 
@@ -74,6 +74,12 @@ def check_parameters(model: nn.Module) -> None:
     if any(isinstance(p, UninitializedTensorMixin) for p in model.parameters()):
         lazy = next(n for n, p in model.named_parameters() if isinstance(p, UninitializedTensorMixin))
         raise SplitError(f"{lazy} has no shape yet (a lazy layer): send one batch through the model first")
+
+
+def check_groups(groups: Sequence[LayerGroup]) -> None:
+    """Raises TypeError for what is no list or tuple of layer groups."""
+    if not isinstance(groups, list | tuple) or not all(isinstance(g, LayerGroup) for g in groups):
+        raise TypeError(f"layer groups are wanted, layer_groups(learn_or_model); {shown(groups)} came")
 
 
 def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) -> tuple[LayerGroup, ...]:

@@ -41,7 +41,10 @@ def shown(value: object) -> str:
     """
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length()} bits"  # Python refuses to write out thousands of digits
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # such a number inside a list
+        text = "\n"
     if len(text) <= _LONGEST and "\n" not in text:
         return text
     size = f" of {len(value)}" if isinstance(value, list | tuple | dict | set | str | bytes) else ""
@@ -77,17 +80,18 @@ def one_of(words: Sequence[str], value: object, what: str) -> str:
     return value
 
 
-def at_least(least: int, value: object, what: str) -> int:
-    """`value`, a whole number from `least` on, as a plain integer.
+def at_least(least: int, value: object, what: str, *, most: int | None = None) -> int:
+    """`value`, a whole number from `least` on (to `most`), as a plain integer.
 
     Raises:
         TypeError: it is no whole number; `what` says what was wanted.
-        ValueError: it is a smaller one.
+        ValueError: it is a smaller one, or a larger one than `most`.
     """
+    span = "on" if most is None else f"to {most:,}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{what}, a whole number from {least} on; {shown(value)} came")
-    if value < least:
-        raise ValueError(f"{what}, a whole number from {least} on; {shown(value)} came")
+        raise TypeError(f"{what}, a whole number from {least} {span}; {shown(value)} came")
+    if value < least or (most is not None and value > most):
+        raise ValueError(f"{what}, a whole number from {least} {span}; {shown(value)} came")
     return int(value)
 
 

@@ -19,6 +19,7 @@ from ..freezing.modes import held_modules
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
 from ..splitters import layer_groups
+from ..words import at_least, shown, wanted
 
 
 class FrozenEval(Callback):
@@ -37,9 +38,7 @@ class FrozenEval(Callback):
     order, run_valid = TrainEvalCallback.order + 1, False
 
     def __init__(self, contract: FreezeContract = FreezeContract()) -> None:  # noqa: B008 (a frozen value)
-        if not isinstance(contract, FreezeContract):
-            raise TypeError(f"FrozenEval takes a FreezeContract; {contract!r} came")
-        self.contract = contract
+        self.contract = wanted(FreezeContract, contract, "FrozenEval takes a FreezeContract")
         self._noise: dict[tuple, str | None] = {}
         self._clear()
 
@@ -173,7 +172,8 @@ class UnfreezeAt(Callback):
     holds the frozen rest still. One fit a stage (`fit_plan`) is the safe form for distributed training.
 
     Raises (before anything is trained):
-        TypeError, ValueError: no epochs, an epoch that is no integer >= 0, or a selection that the groups refuse.
+        TypeError, ValueError: no epochs, an epoch that is no integer >= 0 or that the fit does not reach, or a selection
+            that the groups refuse.
 
     >>> UnfreezeAt({0: -1, 3: -3, 5: 0})
     UnfreezeAt({0: -1, 3: -3, 5: 0})
@@ -182,13 +182,10 @@ class UnfreezeAt(Callback):
     order, run_valid = TrainEvalCallback.order + 1, False
 
     def __init__(self, epochs: Mapping[int, int | str | tuple[str, ...]]) -> None:
-        wanted = "UnfreezeAt takes {epoch: which groups train from then on}, such as {0: -1, 3: 0}"
+        what = "UnfreezeAt takes {epoch: which groups train from then on}, such as {0: -1, 3: 0}"
         if not isinstance(epochs, Mapping) or not epochs:
-            raise TypeError(f"{wanted}; {epochs!r} came")
-        for epoch in epochs:
-            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-                raise ValueError(f"{wanted}, with epochs counted from 0; the epoch {epoch!r} came")
-        self.epochs = dict(epochs)
+            raise TypeError(f"{what}; {shown(epochs)} came")
+        self.epochs = {at_least(0, e, f"{what}, an epoch is"): which for e, which in epochs.items()}
 
     def __repr__(self) -> str:
         return f"UnfreezeAt({self.epochs})"
@@ -199,6 +196,12 @@ class UnfreezeAt(Callback):
         names = [g.name for g in layer_groups(self.learn)]
         for which in self.epochs.values():
             selected(names, which)
+        late = [e for e in self.epochs if e >= self.learn.n_epoch]
+        if late and not hasattr(self.learn, "lr_finder"):  # a sweep is undone, and ends when it has seen enough
+            raise ValueError(
+                f"{self} is never reached at epoch {min(late)}: this fit has {self.learn.n_epoch} epochs, counted from 0. "
+                "Train longer, or leave the epoch out"
+            )
         if 0 in self.epochs:
             self._select(self.epochs[0])
 

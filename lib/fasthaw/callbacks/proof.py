@@ -19,6 +19,7 @@ from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
 from ..report import GroupProof, Proof
 from ..splitters import layer_groups
+from ..words import one_of
 from .freeze import FrozenEval, _only_validates
 
 
@@ -35,9 +36,7 @@ class FreezeProof(Callback):
     _stateattrs = ("_watch",)
 
     def __init__(self, on_failure: Literal["raise", "warn"] = "raise") -> None:
-        if on_failure not in ("raise", "warn"):
-            raise ValueError(f"on_failure is 'raise' or 'warn'; {on_failure!r} came")
-        self.on_failure = on_failure
+        self.on_failure = one_of(("raise", "warn"), on_failure, "on_failure")
         self._proof: Proof | None = None
         self._init_state()
 

@@ -17,6 +17,7 @@ from ..freezing import frozen
 from ..groups import LayerGroup
 from ..report.plots import plot_lanes
 from ..splitters import layer_groups
+from ..words import a_path, at_least, names_of, shown
 from .freeze import _only_validates
 
 _NORMS = ("grad_norm", "update_ratio", "distance")
@@ -45,9 +46,7 @@ class GroupRecorder(Callback):
     _stateattrs = ("_start", "_groups", "_live", "_before")
 
     def __init__(self, every: int = 5) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is how many steps apart norms are taken, at least 1; {every!r} came")
-        self.every = every
+        self.every = at_least(1, every, "every is how many steps apart norms are taken")
         self._names: tuple[str, ...] = ()
         self._rows: list[_Step] = []
         self._fits = 0
@@ -78,6 +77,7 @@ class GroupRecorder(Callback):
 
     def to_csv(self, path: str | Path) -> None:
         """Write `dataframe()` to `path` as comma-separated values."""
+        path = a_path(path, "to_csv writes to a file")
         self.dataframe().to_csv(path, index=False)
 
     def plot_groups(self, keys: Sequence[str] = ("lr", *_NORMS)) -> Figure:
@@ -86,9 +86,10 @@ class GroupRecorder(Callback):
         Raises:
             ValueError: nothing was recorded yet, or a key that is none of the columns.
         """
+        keys = names_of(keys, f"there is {', '.join(_TITLES)} to plot")
         unknown = [k for k in keys if k not in _TITLES]
-        if unknown or not keys:
-            raise ValueError(f"there is {', '.join(_TITLES)} to plot; {unknown or 'nothing'} came")
+        if unknown:
+            raise ValueError(f"there is {', '.join(_TITLES)} to plot; {shown(unknown)} came")
         if not self._rows:
             raise ValueError("nothing was recorded yet; fit first with this GroupRecorder among the callbacks")
         frame = self.dataframe()

@@ -22,6 +22,7 @@ from ..freezing import frozen
 from ..groups import LayerGroup
 from ..splitters import layer_groups
 from ..undo import Standin, Undone
+from ..words import a_path, flag, wanted
 from .cut import Refused, check_hooks
 from .events import Listeners
 from .fill import Cached, CacheReport, CacheSettings, filled
@@ -63,7 +64,11 @@ def cached_features(
         ValueError: the fit cannot be cached without changing what it learns; the message says why, and the ways out.
         OSError: the disk is full.
     """
-    settings = CacheSettings(directory and Path(directory), memory, dtype, views, data_id, fast_fill)
+    wanted(Learner, learn, "cached_features takes a fastai Learner")
+    flag(required, "required")
+    if directory is not None:
+        directory = a_path(directory, "directory is where caches are kept")
+    settings = CacheSettings(directory, memory, dtype, views, data_id, fast_fill)
     cb = CachedFeatures(settings, required=required)
     epochs, grad_mode = Standin(learn, "all_batches", cb.serve), torch.is_grad_enabled()
 

@@ -16,6 +16,7 @@ from ..callbacks import FrozenEval
 from ..freezing import fingerprints, frozen, leaking_noise
 from ..groups import LayerGroup
 from ..untouched import untouched
+from ..words import at_least, flag, number, shown, wanted
 from .cut import Cut, Refused, find_cut
 from .fold import fast_copy
 from .identity import identity
@@ -47,12 +48,13 @@ class CacheSettings:
     fast_fill: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.views, bool) or not isinstance(self.views, int) or self.views < 1:
-            raise ValueError(f"views is how many random draws of an item are cached, at least 1; {self.views!r} came")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype is None, torch.float32, torch.float16 or torch.bfloat16; {self.dtype!r} came")
-        if not self.memory >= 0:
-            raise ValueError(f"memory is how many gigabytes a cache may take, at least 0; {self.memory!r} came")
+        at_least(1, self.views, "views is how many random draws of an item are cached")
+        if not any(self.dtype is d for d in _DTYPES):
+            raise ValueError(f"dtype is None, torch.float32, torch.float16 or torch.bfloat16; {shown(self.dtype)} came")
+        number(self.memory, "memory is how many gigabytes a cache may take")
+        if self.data_id is not None and not wanted(str, self.data_id, "data_id is a name for data and transforms"):
+            raise ValueError("data_id is a name for data and transforms; an empty one came")
+        flag(self.fast_fill, "fast_fill")
 
     @property
     def bytes(self) -> int:

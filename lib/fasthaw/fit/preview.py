@@ -28,6 +28,7 @@ from ..report.plots import plot_lanes, strips
 from ..tables import as_html, as_text
 from ..undo import Undone
 from ..untouched import untouched
+from ..words import wanted
 from .record import run_of
 from .run import listed_groups
 
@@ -105,6 +106,7 @@ def preview(plan: Plan, learn: Learner) -> Preview:
     Raises:
         ValueError, TypeError: a stage that does not fit the layer groups.
     """
+    wanted(Learner, learn, "preview takes a plan and a fastai Learner")
     groups = listed_groups(learn)
     names = [g.name for g in groups]
     check(plan, names)

@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 
-from ..callbacks import FreezeProof, FrozenEval
+from ..callbacks import FreezeProof, FrozenEval, given
 from ..checkpoint import load, put_back, save, snapshot
 from ..features import CachedFeatures, cached_features
 from ..freezing import frozen, train_only
@@ -20,6 +20,7 @@ from ..groups import UNLISTED, LayerGroup
 from ..plan import Plan, Stage, check
 from ..splitters import layer_groups
 from ..undo import Undone
+from ..words import a_path, flag, wanted
 from .epochs import KeepEpochs, ShowSkipped, StopAtNonFinite, TakeUp, epoch_values
 from .rates import lrs
 from .record import RunRecord, StageRecord, from_plain, to_plain
@@ -31,7 +32,7 @@ def fit_plan(
     *,
     checkpoint: str | Path | None = None,
     resume: bool = True,
-    cbs: Callback | Sequence[Callback] = (),
+    cbs: Callback | Sequence[Callback] | None = (),
 ) -> RunRecord:
     """Train `learn` stage by stage and return what was done, with the proof of what was frozen.
 
@@ -52,6 +53,11 @@ def fit_plan(
             momentum, or a checkpoint of another plan, network or optimizer.
         FloatingPointError: the loss was not finite; the learner is as it was after the last good epoch.
     """
+    wanted(Learner, learn, "fit_plan takes a fastai Learner and a plan")
+    flag(resume, "resume")
+    cbs = given(cbs)
+    if checkpoint is not None:
+        checkpoint = a_path(checkpoint, "checkpoint is a file to write, or a directory that exists")
     groups = listed_groups(learn)
     check(plan, [g.name for g in groups])
     if learn.opt is None:
@@ -61,7 +67,7 @@ def fit_plan(
             f"fit_one_cycle schedules momentum, and {type(learn.opt).__name__} has none called 'mom'; use an optimizer "
             "with momentum, such as fastai's Adam"
         )
-    run, logger = _Run(learn, plan, None if checkpoint is None else _file(Path(checkpoint))), learn.logger
+    run, logger = _Run(learn, plan, None if checkpoint is None else _file(checkpoint)), learn.logger
     with _callbacks(learn, cbs) as (holder, proof):
         if resume and run.path is not None and run.path.exists():
             run.take_up(learn.cbs)

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from ..checkpoint import put_back, snapshot
 from ..modules import unwrap
-from ..rates import Flat, Geometric, LayerDecay, PerGroup, Rate, as_rate
+from ..rates import Computed, Flat, Geometric, LayerDecay, PerGroup, Rate, RateLike, as_rate
 from ..undo import Undone
 from ..untouched import Network
+from ..words import at_least, flag, number, shown, wanted
 from .rates import lrs
 
 
@@ -58,7 +59,7 @@ class Sweep:
 
 def lr_find(
     learn: Learner,
-    rate: Rate | float | slice | Sequence[float],
+    rate: RateLike,
     *,
     start_lr: float = 1e-7,
     end_lr: float = 10.0,
@@ -76,6 +77,14 @@ def lr_find(
     Raises:
         ValueError: a rate that `lrs` refuses, rates out of order, or a loss that was good for too few steps.
     """
+    wanted(Learner, learn, "lr_find takes a fastai Learner and a rate")
+    number(start_lr, "start_lr is the rate that a sweep begins with")
+    number(end_lr, "end_lr is the rate that a sweep ends with")
+    num_it = at_least(10, num_it, "num_it is how many steps a sweep has")
+    flag(stop_div, "stop_div")
+    funcs = [suggest_funcs] if callable(suggest_funcs) else suggest_funcs
+    if not isinstance(funcs, list | tuple) or not all(callable(f) and hasattr(f, "__name__") for f in funcs):
+        raise TypeError(f"suggest_funcs are functions such as fastai's valley and slide; {shown(suggest_funcs)} came")
     if not 0 < start_lr < end_lr:
         raise ValueError(f"a sweep goes from a small rate to a larger one; start_lr={start_lr}, end_lr={end_lr} came")
     rate, rates = as_rate(rate), lrs(learn, rate)
@@ -88,7 +97,6 @@ def lr_find(
         raise ValueError(
             f"the loss was good for {len(losses)} of {num_it} steps only; begin lower than start_lr={start_lr}"
         )
-    funcs = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs)
     chosen = tuple(float(f(highest[inner], losses[inner], num_it)[0]) for f in funcs)
     suggested = namedtuple("Suggested", [f.__name__ for f in funcs])(*(times(rate, at / max(rates)) for at in chosen))
     return Sweep(rate, highest.numpy(), losses.numpy(), chosen, suggested)
@@ -106,6 +114,8 @@ def times(rate: Rate, factor: float) -> Rate:
         return replace(rate, lr=rate.lr * factor, floor=rate.floor * factor)
     if isinstance(rate, PerGroup):
         return PerGroup(*(lr * factor for lr in rate.lrs))
+    if isinstance(rate, Computed):
+        return replace(rate, factor=rate.factor * factor)
     return Flat(rate.lr * factor, rate.body_div)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..words import did_you_mean
+from ..words import one_of
 
 Where = Literal["nowhere", "frozen", "pretrained", "everywhere"]
 _AFFINE = ("fixed", "trained")
@@ -44,11 +44,7 @@ class FreezeContract:
 
     def __post_init__(self) -> None:
         for name, words in (("norm_affine", _AFFINE), ("hold_stats", _WHERE), ("hold_noise", _WHERE)):
-            came = getattr(self, name)
-            if came not in words:
-                raise ValueError(
-                    f"{name} is one of {', '.join(map(repr, words))}; {came!r} came{did_you_mean(came, words)}"
-                )
+            one_of(words, getattr(self, name), name)
 
 
 def held(where: Where, frozen: Sequence[bool]) -> tuple[bool, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..groups import LayerGroup
-from ..words import did_you_mean
+from ..groups import LayerGroup, check_groups
+from ..words import did_you_mean, shown
 
 Which = int | str | Sequence[str]
 _SPELLING = "-1 is the head alone, -2 the last two groups, 0 or 'all' every group; or give a name or a tuple of names"
@@ -28,7 +28,7 @@ def selected(names: Sequence[str], which: Which) -> tuple[bool, ...]:
     """
     names = tuple(names)
     if isinstance(which, bool) or not isinstance(which, int | str | tuple | list):
-        raise TypeError(f"which groups train? {_SPELLING}; {which!r} came")
+        raise TypeError(f"which groups train? {_SPELLING}; {shown(which)} came")
     if isinstance(which, int):
         return _last(names, which)
     if which == "all":
@@ -39,7 +39,7 @@ def selected(names: Sequence[str], which: Which) -> tuple[bool, ...]:
     for name in wanted:
         if name not in names:
             raise ValueError(
-                f"no layer group is called {name!r}; the groups are {', '.join(names)}{did_you_mean(name, names)}"
+                f"no layer group is called {shown(name)}; the groups are {', '.join(names)}{did_you_mean(name, names)}"
             )
     return tuple(name in wanted for name in names)
 
@@ -50,6 +50,7 @@ def train_only(groups: Sequence[LayerGroup], which: Which) -> None:
     Unlike `learn.freeze_to` it keeps the optimizer state of the groups that go on training. Spelling and errors are
     those of `selected`. A `FrozenEval` then holds the rest still by its contract.
     """
+    check_groups(groups)
     for group, trains in zip(groups, selected([g.name for g in groups], which), strict=True):
         for p in group.params():
             p.requires_grad_(trains)
@@ -60,6 +61,7 @@ def frozen(groups: Sequence[LayerGroup]) -> tuple[bool, ...]:
 
     A group of normalisation layers alone, which only lists of parameters can make, goes with the group before it.
     """
+    check_groups(groups)
     states: list[bool] = []
     for group in groups:
         deciding = group.other_params()
@@ -80,6 +82,8 @@ def fix_affine(groups: Sequence[LayerGroup], *, trained: bool) -> None:
 
 def _last(names: tuple[str, ...], which: int) -> tuple[bool, ...]:
     n = len(names)
+    if abs(which) > 10**9:
+        raise ValueError(f"{shown(which)} is out of range for {n} layer groups ({', '.join(names)}); use {-n}..0")
     if which > 0:
         raise ValueError(
             f"{which} selects no groups: to train the last {which} say -{which}. ({_SPELLING}.) "

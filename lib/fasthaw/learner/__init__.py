@@ -6,6 +6,8 @@ classifiers and leaves four a stump. Here the network stays whole and only its l
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,16 +16,18 @@ import numpy as np
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
-from fastai.learner import Learner, defaults
+from fastai.learner import Learner, Metric, defaults
 from fastai.optimizer import Adam
+from fastcore.foundation import L
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from ..callbacks import FrozenEval
+from ..callbacks import FrozenEval, given
 from ..freezing import FreezeContract
 from ..splitters import Splitter, split_stages
+from ..words import a_path, at_least, flag, number, shown, wanted
 from .archs import Arch, Stats, load
-from .classifier import Head, drop_aux, fastai_head, with_classifier
+from .classifier import Head, check_head, drop_aux, fastai_head, with_classifier
 
 __all__ = ["transfer_learner", "with_classifier", "fastai_head", "drop_aux"]
 
@@ -68,11 +72,28 @@ def transfer_learner(
             replaced, or a `contract` beside a FrozenEval of your own.
         TypeError: `arch` is none of the above.
     """
-    n_out = get_c(dls) if n_out is None else n_out
+    wanted(DataLoaders, dls, "dls are fastai's DataLoaders")
+    _check(splitter, contract, loss_func, opt_func, metrics)
+    for name, value in (("wd_bn_bias", wd_bn_bias), ("train_bn", train_bn)):
+        flag(value, name)
+    if not isinstance(lr, slice):
+        number(lr, "lr is the rate that a fit has where it names none, a number or a slice")
+    if wd is not None:
+        number(wd, "wd is the weight decay of the optimizer")
+    if path is not None:
+        a_path(path, "path is where the learner writes")
+    a_path(model_dir, "model_dir is where the learner keeps models")
+    if not isinstance(moms, list | tuple) or len(moms) != 3:
+        raise TypeError(f"moms are three momenta, such as (0.95, 0.85, 0.95); {shown(moms)} came")
+    for mom in moms:
+        number(mom, "moms are three momenta, such as (0.95, 0.85, 0.95); each is")
+    n_out = get_c(dls) if n_out is None else at_least(1, n_out, "n_out is the number of classes", most=2**31 - 1)
     if not n_out:
         raise ValueError("how many classes there are is not known from the data; pass n_out=")
     cbs = _with_frozen_eval(cbs, contract)
-    model, stats = load(arch, weights, options)
+    check_head(head)
+    _check_stats(normalize)
+    model, stats = load(arch, weights, options, inspect.signature(transfer_learner).parameters)
     if normalize is not False:
         _normalize(dls, stats if normalize is True else normalize, model, pretrained=weights is not None)
     learn = Learner(
@@ -96,8 +117,31 @@ def transfer_learner(
     return learn
 
 
+def _check(splitter: object, contract: object, loss_func: object, opt_func: object, metrics: object) -> None:
+    """What is handed on to fastai, which would say nothing of it before a fit, or nothing at all."""
+    wanted(FreezeContract, contract, "contract is a FreezeContract")
+    called = {"splitter": splitter, "opt_func": opt_func} | ({} if loss_func is None else {"loss_func": loss_func})
+    several = metrics if isinstance(metrics, list | tuple | L) else [] if metrics is None else [metrics]
+    for name, value in [*called.items(), *(("a metric", m) for m in several)]:
+        if not callable(value) and not isinstance(value, Metric):
+            raise TypeError(f"{name} is a function; {shown(value)} came")
+
+
+def _check_stats(normalize: object) -> None:
+    if isinstance(normalize, bool):
+        return
+    what = "normalize is True, False or (mean, std), each with one number a channel"
+    if not isinstance(normalize, list | tuple) or len(normalize) != 2:
+        raise TypeError(f"{what}; {shown(normalize)} came")
+    for values in normalize:
+        if not isinstance(values, list | tuple) or not values:
+            raise TypeError(f"{what}; {shown(normalize)} came")
+        for value in values:
+            number(value, what, least=-math.inf)
+
+
 def _with_frozen_eval(cbs: Callback | Sequence[Callback] | None, contract: FreezeContract) -> list[Callback]:
-    cbs = [] if cbs is None else list(cbs) if isinstance(cbs, Sequence) else [cbs]
+    cbs = given(cbs)
     if not any(isinstance(cb, FrozenEval) or cb is FrozenEval for cb in cbs):
         return [*cbs, FrozenEval(contract)]
     if contract != FreezeContract():

@@ -5,55 +5,97 @@ What is not known is an error that says what there is; nothing is guessed and no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias, get_type_hints
 
 import torchvision.models as tv
 from torch import nn
 from torchvision.models import WeightsEnum
 
 from ..architectures import timm_library, torchvision_builder
+from ..words import did_you_mean, shown
 
 Stats: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 Arch: TypeAlias = str | Callable[..., nn.Module] | nn.Module
 
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NO_CLASSIFIERS = ("detection", "segmentation", "optical_flow", "quantization")
 
 
-def load(arch: Arch, weights: str | WeightsEnum | None, options: dict) -> tuple[nn.Module, Stats | None]:
+def load(
+    arch: Arch, weights: str | WeightsEnum | None, options: dict, own: Iterable[str] = ()
+) -> tuple[nn.Module, Stats | None]:
     """The network with its weights, and the mean and standard deviation they were trained with, where these are known.
 
-    A built module is returned as it is. `options` go to the builder.
+    A built module is returned as it is. `options` go to the builder; `own` are the caller's, one of which a misspelt option
+    may mean.
+
+    Raises:
+        TypeError: the builder does not declare an option.
     """
+    own = tuple(own)
     if isinstance(arch, nn.Module):
         if options:
-            raise TypeError(f"the module is built already, so nothing takes {', '.join(options)}")
+            near = did_you_mean(next(iter(options)), own)
+            raise TypeError(f"the module is built already, so nothing takes {', '.join(options)}{near}")
         return arch, _timm_stats(arch) if weights is not None else None
     if isinstance(arch, str) and arch.startswith("timm:"):
-        return _load_timm(arch.removeprefix("timm:"), weights, options)
+        return _load_timm(arch.removeprefix("timm:"), weights, options, own)
     builder = torchvision_builder(arch) if isinstance(arch, str) else arch
     where = getattr(builder, "__module__", "").split(".")
     if where[:2] != ["torchvision", "models"]:
         raise TypeError(
-            f"transfer_learner takes a torchvision builder or name, 'timm:NAME' or a built module; {arch!r} came. Call "
+            f"transfer_learner takes a torchvision builder or name, 'timm:NAME' or a built module; {shown(arch)} came. Call "
             "another library's builder yourself and pass the module"
         )
     if where[2] in _NO_CLASSIFIERS:
         raise ValueError(f"{builder.__name__} makes no classifier of images ({where[2]}); build it and use a Learner")
+    declared = _declared(builder)
+    for name in options:
+        if name not in declared:
+            raise TypeError(f"{builder.__name__} takes no option {name!r}{did_you_mean(name, [*own, *declared])}")
     chosen = _torchvision_weights(builder, weights)
     return builder(weights=chosen, **options), None if chosen is None else _torchvision_stats(chosen)
 
 
-def _load_timm(name: str, weights: object, options: dict) -> tuple[nn.Module, Stats | None]:
-    if weights not in (None, "DEFAULT"):
+def _declared(builder: Callable) -> set[str]:
+    """The options that a builder names, with the functions of its own file that it calls and the class that it returns.
+
+    Most builders take `**kwargs` and hand them on; MobileNetV3's class takes any and drops them.
+    """
+    waiting, seen, names = [inspect.unwrap(builder)], set(), set()
+    while waiting:
+        function = waiting.pop()
+        seen.add(function)
+        names |= {n for n, p in inspect.signature(function).parameters.items() if p.kind not in _ANY}
+        called = (function.__globals__.get(n) for n in function.__code__.co_names)
+        waiting += [f for f in called if inspect.isfunction(f) and f.__module__ == builder.__module__ and f not in seen]
+    made = get_type_hints(inspect.unwrap(builder)).get("return")
+    if inspect.isclass(made):
+        names |= {n for c in made.__mro__ if c is not nn.Module for n in inspect.signature(c.__init__).parameters}
+    return names - {"self", "args", "kwargs"}
+
+
+def _load_timm(name: str, weights: object, options: dict, own: Sequence[str]) -> tuple[nn.Module, Stats | None]:
+    if weights is not None and not (isinstance(weights, str) and weights == "DEFAULT"):
         raise ValueError(
-            f"timm names its weights with the model, as in 'timm:resnet50.a1_in1k'; weights={weights!r} came: leave it at "
-            "'DEFAULT', or None for a new network"
+            f"timm names its weights with the model, as in 'timm:resnet50.a1_in1k'; weights={shown(weights)} came: leave it "
+            "at 'DEFAULT', or None for a new network"
         )
     timm = timm_library(name)
     if weights is not None and not timm.models.is_model_pretrained(name):
         raise ValueError(f"timm has no weights for {name!r}; weights=None makes a new network")
-    model = timm.create_model(name, pretrained=weights is not None, **options)
+    for option, value in options.items():
+        if value is None:  # timm leaves those out without a word, whatever they are called
+            raise TypeError(f"timm ignores {option}=None; leave it out{did_you_mean(option, own)}")
+    try:
+        model = timm.create_model(name, pretrained=weights is not None, **options)
+    except TypeError as error:
+        odd = next((o for o in options if repr(o) in str(error)), None)
+        if odd is None:
+            raise
+        raise TypeError(f"timm:{name} takes no option {odd!r}{did_you_mean(odd, own)}") from error
     return model, _timm_stats(model) if weights is not None else None
 
 
@@ -74,8 +116,8 @@ def _torchvision_weights(builder: Callable, weights: str | WeightsEnum | None) -
     elif isinstance(weights, known):
         return weights
     raise ValueError(
-        f"{builder.__name__} has no weights {weights!r}; there are {', '.join(known.__members__) or 'none'}, and None for "
-        "a new network"
+        f"{builder.__name__} has no weights {shown(weights)}; there are {', '.join(known.__members__) or 'none'}, and None "
+        "for a new network"
     )
 
 

@@ -14,6 +14,7 @@ from fastai.torch_core import apply_init
 from torch import nn
 
 from ..modules import parent_name, set_module
+from ..words import shown, wanted
 
 Head: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 
@@ -25,9 +26,8 @@ def with_classifier(model: nn.Module, n_out: int, head: Head = "linear") -> nn.M
     network, `Sequential(model, head)`, and takes its pooled features `(n, n_features)`: `"fastai"` is the one of
     `vision_learner`, a module is taken as it is, a function is called with `n_features` and `n_out`.
     """
-    if not callable(head) and head not in ("linear", "fastai"):
-        raise ValueError(f"head is 'linear', 'fastai', a module or a function of (n_features, n_out); {head!r} came")
-    drop_aux(model)
+    check_head(head)
+    drop_aux(wanted(nn.Module, model, "a network is a torch.nn.Module"))
     if head == "linear":
         _put_layer(model, n_out)
         return model
@@ -35,6 +35,14 @@ def with_classifier(model: nn.Module, n_out: int, head: Head = "linear") -> nn.M
     if isinstance(head, nn.Module):
         return nn.Sequential(model, head)
     return nn.Sequential(model, (fastai_head if head == "fastai" else head)(n_features, n_out))
+
+
+def check_head(head: Head) -> None:
+    """Raises ValueError for what is no head: a word, a module, or a function."""
+    if isinstance(head, type) or not (callable(head) or (isinstance(head, str) and head in ("linear", "fastai"))):
+        raise ValueError(
+            f"head is 'linear', 'fastai', a module or a function of (n_features, n_out); {shown(head)} came"
+        )
 
 
 def fastai_head(n_features: int, n_out: int) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..freezing import FreezeContract, frozen, held, keeps_flag, own_noise
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
+from ..rates import RateLike, as_rate
 from ..splitters import Splitter, layer_groups
 from ..tables import as_html, as_text
 
@@ -61,24 +61,21 @@ class GroupTable:
         return f"{len(self.rows)} layer groups; {share}. {self.note}"
 
 
-def group_table(learn_or_model, splitter: Splitter | None = None, *, lr: Sequence[float] | None = None) -> GroupTable:
+def group_table(learn_or_model, splitter: Splitter | None = None, *, lr: RateLike | None = None) -> GroupTable:
     """The layer groups of a learner or a network, each with what the next training step will do to it.
 
     Norm and noise are shown as they will be under the contract of the learner's `FrozenEval`. The learning rates are
-    `lr`, one float a group as `lrs(learn, rate)` returns them, or else those in the optimizer now.
+    those of `lr`, one float a group as `lrs(learn, rate)` returns them or a policy, or else those in the optimizer now.
 
     Raises:
         SplitError: the groups do not cover the network exactly once.
-        ValueError: `lr` does not hold one rate a group.
+        TypeError, ValueError: `lr` is no rate, or does not hold one a group.
     """
     groups = layer_groups(learn_or_model, splitter)
     contract, rates = None, (None,) * len(groups)
     if not isinstance(learn_or_model, nn.Module):
         contract, rates = _contract(learn_or_model), _rates_now(learn_or_model, len(groups))
-    rates = rates if lr is None else tuple(lr)
-    if len(rates) != len(groups):
-        names = ", ".join(g.name for g in groups)
-        raise ValueError(f"{len(rates)} rates came for {len(groups)} layer groups: {names}")
+    rates = rates if lr is None else as_rate(lr)(len(groups))
     note = "No FrozenEval: norm layers and noise follow the training mode." if contract is None else f"{contract}."
     contract = contract or _NOTHING_HELD
     states = frozen(groups)

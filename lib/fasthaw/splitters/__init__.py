@@ -13,6 +13,7 @@ from torch import nn
 
 from ..groups import LayerGroup, SplitError, check_parameters, groups_of_lists, partition
 from ..modules import unwrap
+from ..words import at_least, names_of, shown, wanted
 from .order import execution_order, out_of_order
 from .ways import WAYS
 
@@ -57,7 +58,8 @@ class Splitter:
 
     def in_order(self, order: tuple[str, ...]) -> Splitter:
         """This splitter for modules that run in `order`, as `execution_order` returns it."""
-        return replace(self, order=tuple(order))
+        what = "in_order takes the names of layers as they run, execution_order(model, sample)"
+        return replace(self, order=names_of(wanted((tuple, list), order, what), what))
 
     def __call__(self, model: nn.Module) -> list[list[nn.Parameter]]:
         """The parameters of each group, for `Learner(splitter=...)`."""
@@ -97,9 +99,7 @@ def split_even(n: int) -> Splitter:
     >>> [g.name for g in split_even(4).groups(net)]
     ['part1', 'part2', 'part3', 'head']
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-        raise ValueError(f"split_even wants a number of groups from 2 on; it got {n!r}")
-    return Splitter("even", (n,))
+    return Splitter("even", (at_least(2, n, "split_even takes the number of groups"),))
 
 
 def split_at(*module_names: str) -> Splitter:
@@ -110,7 +110,7 @@ def split_at(*module_names: str) -> Splitter:
     ['stem', '2', '4']
     """
     if not module_names or any(not isinstance(n, str) or not n for n in module_names):
-        raise TypeError(f"split_at wants module names such as split_at('layer3', 'fc'); it got {module_names}")
+        raise TypeError(f"split_at wants module names such as split_at('layer3', 'fc'); it got {shown(module_names)}")
     return Splitter("at", module_names)
 
 
@@ -127,10 +127,11 @@ def split_by(**patterns: str) -> Splitter:
     if not patterns:
         raise TypeError("split_by wants patterns such as split_by(body=r'conv1|bn1|layer\\d', head='fc')")
     for name, pattern in patterns.items():
+        wanted(str, pattern, f"{name}= of split_by is a regular expression for whole module names")
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from error
+        except re.error as error:
+            raise ValueError(f"{name}={shown(pattern)} is no regular expression: {error}") from error
     return Splitter("by", tuple(patterns.items()))
 
 
@@ -143,10 +144,14 @@ def layer_groups(learn_or_model, splitter: Splitter | None = None) -> tuple[Laye
     Raises:
         SplitError: the groups do not cover the network exactly once.
     """
+    if splitter is not None:
+        wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()")
     if isinstance(learn_or_model, nn.Module):
-        return (splitter or split_stages()).groups(learn_or_model)
+        return (split_stages() if splitter is None else splitter).groups(learn_or_model)
     learn = learn_or_model
-    splitter = splitter or learn.splitter
+    if not isinstance(getattr(learn, "model", None), nn.Module) or not hasattr(learn, "splitter"):
+        raise TypeError(f"a fastai Learner or a torch.nn.Module is wanted; {shown(learn)} came")
+    splitter = learn.splitter if splitter is None else splitter
     if isinstance(splitter, Splitter):
         return splitter.groups(learn.model)
     model = unwrap(learn.model)

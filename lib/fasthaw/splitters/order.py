@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..groups import LayerGroup
+from ..groups import LayerGroup, check_groups
 from ..modules import parent_name, unwrap
 from ..untouched import untouched
+from ..words import names_of, shown, wanted
 
 
 def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
@@ -55,12 +56,19 @@ def _note(called: dict[str, int], name: str, *_) -> None:
 
 
 def _call(model: nn.Module, sample: object) -> None:
-    if isinstance(sample, Mapping):
-        model(**sample)
-    elif isinstance(sample, tuple):
-        model(*sample)
-    else:
-        model(sample)
+    # Whatever the network says of a sample that is not for it is passed on, with what was tried.
+    try:
+        if isinstance(sample, Mapping):
+            model(**sample)
+        elif isinstance(sample, tuple):
+            model(*sample)
+        else:
+            model(sample)
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be run with this sample, which is what the model is called with (a tensor, a "
+            f"tuple of arguments or a dict of keyword arguments); {shown(sample)} came, and the network says: {error}"
+        ) from error
 
 
 def out_of_order(groups: Sequence[LayerGroup], order: Sequence[str]) -> dict[str, str]:
@@ -68,6 +76,9 @@ def out_of_order(groups: Sequence[LayerGroup], order: Sequence[str]) -> dict[str
 
     Empty where the groups, in the `order` that `execution_order` found, run one after the other.
     """
+    check_groups(groups)
+    what = "order is the names of layers as they run, execution_order(model, sample)"
+    order = names_of(wanted((tuple, list), order, what), what, least=0)
     place = {n: i for i, g in enumerate(groups) for n, m in g.modules.items() if m._parameters}
     late, begun = {}, 0
     for name in order:

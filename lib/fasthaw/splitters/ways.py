@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 
 from torch import nn
 
 from ..groups import SplitError
 from ..modules import parent_name
-from ..words import some_of
+from ..words import did_you_mean, some_of
 from .names import readable, run_name
 from .outline import Outline, outline
 from .runs import evenly
@@ -162,9 +161,7 @@ def _check_boundaries(begins: dict[str, int]) -> None:
 
 def _near(name: str, names: Iterable[str]) -> str:
     names = [n for n in names if n]
-    near = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]][:3] or get_close_matches(
-        name, names, n=3
-    )
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; its parts are {', '.join(n for n in names if '.' not in n)}"
+    called_so = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]][:3]
+    if called_so:
+        return f"; did you mean {' or '.join(map(repr, called_so))}?"
+    return did_you_mean(name, names, 3) or f"; its parts are {', '.join(n for n in names if '.' not in n)}"
