@@ -43,6 +43,7 @@ from .plan import Plan, Stage
 from .rates import LayerDecay
 from .report import group_table
 from .splitters import layer_groups, split_at, split_stages
+from .words import own_file
 
 PLAN = Plan(
     Stage(3, LayerDecay(1e-2), train=-1, name="head"),
@@ -51,6 +52,10 @@ PLAN = Plan(
 )
 # The BatchNorm statistics of ImageNet stay in every pretrained group, also while its weights train with small rates.
 CONTRACT = FreezeContract(hold_stats="pretrained")
+
+
+# In the picture, so that a later run may write over it and over nothing else.
+_MARK = b"drawn by the demo of fasthaw"
 
 
 def digits(size: int = 64, per_class: int = 20, bs: int = 32, seed: int = 0) -> DataLoaders:
@@ -132,7 +137,7 @@ def plot(steps: Steps, names: Sequence[str], path: Path) -> None:
         for axes in (above, below):
             axes.axvline(start, color="grey", linewidth=0.5)
         below.text(start, 1.02, f" {stage.title}", transform=below.get_xaxis_transform(), fontsize="small", va="bottom")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png", metadata={"Title": _MARK.decode()})
     plt.close(figure)
 
 
@@ -140,8 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 1 when a frozen group moved."""
     parser = argparse.ArgumentParser(prog="python -m fasthaw.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="for the labels, the new layer and the order of the images")
-    parser.add_argument("--out", type=Path, default=Path("fasthaw-demo.png"), help="where the picture goes")
+    parser.add_argument("--out", default="fasthaw-demo.png", help="where the picture goes")
     args = parser.parse_args(argv)
+    try:
+        args.out = own_file(args.out, "--out is a file for the picture", _MARK)
+    except ValueError as error:
+        parser.error(str(error))
 
     learn, steps = learner(split_stages(), args.seed, [FrozenEval(CONTRACT)]), Steps()
     groups = layer_groups(learn)

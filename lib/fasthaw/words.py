@@ -148,3 +148,21 @@ def a_path(value: object, what: str) -> Path:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError(f"{what}, a text or a pathlib.Path that names something; {value!r} came")
     return Path(value)
+
+
+def own_file(value: object, what: str, mark: bytes) -> Path:
+    """`value` as the path of a file that may be written: a new one, or one with `mark` near its beginning, which is ours.
+
+    Raises:
+        TypeError, ValueError: it is no path, a folder, in no folder, or a file of somebody else's.
+    """
+    path = a_path(value, what).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"{what} in a folder that exists; {path} is {'a folder' if path.is_dir() else 'in none'}")
+    if path.exists():
+        with path.open("rb") as file:
+            if mark not in file.read(4096):
+                raise ValueError(
+                    f"{what}; {path} is there already and was not written by it: name another, or remove it"
+                )
+    return path

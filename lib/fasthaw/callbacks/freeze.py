@@ -199,8 +199,8 @@ class UnfreezeAt(Callback):
         late = [e for e in self.epochs if e >= self.learn.n_epoch]
         if late and not hasattr(self.learn, "lr_finder"):  # a sweep is undone, and ends when it has seen enough
             raise ValueError(
-                f"{self} is never reached at epoch {min(late)}: this fit has {self.learn.n_epoch} epochs, counted from 0. "
-                "Train longer, or leave the epoch out"
+                f"UnfreezeAt's epoch {shown(min(late))} is never reached: this fit has {self.learn.n_epoch} epochs, counted "
+                "from 0. Train longer, or leave the epoch out"
             )
         if 0 in self.epochs:
             self._select(self.epochs[0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fastai.callback.core import Callback
+from fastcore.foundation import L
 
 from ..words import shown
 
@@ -13,8 +16,8 @@ def given(cbs: object) -> list[Callback | type[Callback]]:
     Raises:
         TypeError: something in it is no callback.
     """
-    one = isinstance(cbs, Callback | type | str | bytes) or not hasattr(cbs, "__iter__")
-    found = [] if cbs is None else [cbs] if one else list(cbs)
+    several = isinstance(cbs, list | tuple | set | L | Iterator)
+    found = [] if cbs is None else list(cbs) if several else [cbs]
     for cb in found:
         if not isinstance(cb, Callback) and not (isinstance(cb, type) and issubclass(cb, Callback)):
             raise TypeError(f"cbs is a fastai Callback or a list of them; {shown(cb)} came")

@@ -17,7 +17,7 @@ from ..freezing import frozen
 from ..groups import LayerGroup
 from ..report.plots import plot_lanes
 from ..splitters import layer_groups
-from ..words import a_path, at_least, names_of, shown
+from ..words import at_least, names_of, own_file, shown
 from .freeze import _only_validates
 
 _NORMS = ("grad_norm", "update_ratio", "distance")
@@ -76,8 +76,12 @@ class GroupRecorder(Callback):
         return pd.DataFrame(columns)
 
     def to_csv(self, path: str | Path) -> None:
-        """Write `dataframe()` to `path` as comma-separated values."""
-        path = a_path(path, "to_csv writes to a file")
+        """Write `dataframe()` to `path` as comma-separated values, over an older record but over no other file.
+
+        Raises:
+            ValueError: a folder, or a file that is no record of a GroupRecorder.
+        """
+        path = own_file(path, "to_csv writes to a file", b"fit,epoch,step,group,")
         self.dataframe().to_csv(path, index=False)
 
     def plot_groups(self, keys: Sequence[str] = ("lr", *_NORMS)) -> Figure:

@@ -52,7 +52,10 @@ class CacheSettings:
         if not any(self.dtype is d for d in _DTYPES):
             raise ValueError(f"dtype is None, torch.float32, torch.float16 or torch.bfloat16; {shown(self.dtype)} came")
         number(self.memory, "memory is how many gigabytes a cache may take")
-        if self.data_id is not None and not wanted(str, self.data_id, "data_id is a name for data and transforms"):
+        if (
+            self.data_id is not None
+            and not wanted(str, self.data_id, "data_id is a name for data and transforms").strip()
+        ):
             raise ValueError("data_id is a name for data and transforms; an empty one came")
         flag(self.fast_fill, "fast_fill")
 

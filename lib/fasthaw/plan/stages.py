@@ -15,6 +15,8 @@ from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate, check_trains
 from ..tables import as_html, as_text
 from ..words import at_least, shown, wanted
 
+_MOST = 10**6  # groups that a number may select before any network is known
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class Stage:
@@ -171,6 +173,8 @@ def _checked(which: Which) -> Which:
             raise ValueError(
                 f"{shown(which)} selects no groups: -1 is the head alone, -{which} the last {which}, 0 or 'all' every one"
             )
+        if which < -_MOST:
+            raise ValueError(f"which groups train? {shown(which)} is out of range: no network has so many groups")
         return which or "all"
     names = (which,) if isinstance(which, str) else which
     if not isinstance(names, tuple | list) or any(not isinstance(n, str) for n in names):
