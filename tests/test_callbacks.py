@@ -17,6 +17,7 @@ from torch import nn
 from data import learner, loaders
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
 from fasthaw.demo import digits
+from fasthaw.fit import lr_find
 from fasthaw.freezing import FreezeContract, changed, fingerprints, frozen, train_only
 from fasthaw.groups import SplitError
 from fasthaw.splitters import layer_groups, split_at
@@ -550,12 +551,27 @@ def test_unfreeze_at_leaves_validation_alone():
         ({}, TypeError, "UnfreezeAt takes"),
         ([-1], TypeError, "UnfreezeAt takes"),
         ({-1: 0}, ValueError, "epochs counted from 0"),
-        ({1.5: 0}, ValueError, "epochs counted from 0"),
+        ({1.5: 0}, TypeError, "epochs counted from 0"),
     ],
 )
 def test_unfreeze_at_refuses(epochs, error, message):
     with pytest.raises(error, match=message):
         UnfreezeAt(epochs)
+
+
+def test_unfreeze_at_refuses_an_epoch_that_the_fit_does_not_reach():
+    learn = three_groups(cbs=FrozenEval())
+    start = prints(learn)
+    with pytest.raises(ValueError, match=r"epoch 2 is never reached: this fit has 2 epochs, counted from 0"):
+        learn.fit(2, 1e-2, cbs=UnfreezeAt({0: -1, 2: 0, 7: 0}))
+    assert prints(learn) == start
+    learn.fit(2, 1e-2, cbs=UnfreezeAt({0: -1, 1: 0}))
+    assert frozen(layer_groups(learn)) == (False,) * 3
+
+
+def test_unfreeze_at_does_not_stop_a_sweep_that_is_shorter_than_its_fit():
+    learn = three_groups(cbs=[FrozenEval(), UnfreezeAt({0: -1, 50: 0})])
+    lr_find(learn, 1e-3, num_it=20, stop_div=False)
 
 
 @pytest.mark.parametrize(

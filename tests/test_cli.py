@@ -70,6 +70,7 @@ def test_a_builder_of_ones_own_is_found_beside_one(capsys, monkeypatch, tmp_path
         "def small(width=4): return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))\n"
         "def wants(width): return small(width)\n"
         "def nothing(): return None\n"
+        "def broken(): return 1 / 0\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -79,6 +80,9 @@ def test_a_builder_of_ones_own_is_found_beside_one(capsys, monkeypatch, tmp_path
         == "wants cannot be called without arguments: missing a required argument: 'width'"
     )
     assert refused(capsys, "my_nets:smal") == "my_nets has no builder 'smal'; did you mean 'small'?"
+    assert refused(capsys, "my_nets:broken") == (
+        "my_nets:broken could not be built: ZeroDivisionError: division by zero (my_nets.py, line 5)"
+    )
     assert refused(capsys, "my_nets:nothing") == "my_nets:nothing returned NoneType, no module"
 
 

@@ -306,3 +306,69 @@ def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"'timm:resnet18' needs timm: pip install 'fasthaw\[timm\]'"):
         transfer("timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    ("arch", "option", "message"),
+    [
+        ("mobilenet_v3_small", "metric", "mobilenet_v3_small takes no option 'metric'; did you mean 'metrics'"),
+        ("mobilenet_v3_small", "spliter", "takes no option 'spliter'; did you mean 'splitter'"),
+        ("mobilenet_v3_small", "y_range", "mobilenet_v3_small takes no option 'y_range'"),
+        ("resnet18", "zero_init_residuals", "did you mean 'zero_init_residual'"),
+        ("timm:resnet18", "spliter", "timm ignores spliter=None; leave it out; did you mean 'splitter'"),
+        (Tiny(), "metric", "the module is built already, so nothing takes metric; did you mean 'metrics'"),
+    ],
+)
+def test_an_option_that_nothing_declares_is_refused(arch, option, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        transfer(arch, weights=None, **{option: None})
+
+
+def test_the_number_of_classes_is_a_number():
+    for n_out, error in ((True, TypeError), (2.0, TypeError), (0, ValueError), (10**12, ValueError)):
+        with pytest.raises(error, match="n_out is the number of classes, a whole number from 1 to 2,147,483,647"):
+            transfer_learner(images(), Tiny(), n_out, weights=None)
+
+
+def test_an_option_that_timm_does_not_know_is_refused_by_name():
+    with pytest.raises(TypeError, match="timm:resnet18 takes no option 'metric'; did you mean 'metrics'"):
+        transfer("timm:resnet18", weights=None, metric=3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("mobilenet_v3_small", {"width_mult": 0.5, "dropout": 0.1}),
+        ("squeezenet1_1", {"dropout": 0.1}),
+        ("googlenet", {"transform_input": False, "init_weights": False}),
+        ("timm:resnet18", {"drop_rate": 0.1}),
+    ],
+)
+def test_an_option_of_the_builder_of_what_it_calls_or_of_its_class_is_taken(arch, options):
+    transfer(arch, weights=None, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"head": "fast"}, ValueError, "head is 'linear', 'fastai', a module or a function"),
+        ({"contract": "fixed"}, TypeError, "contract is a FreezeContract; 'fixed' came"),
+        ({"normalize": (0.5, 0.5)}, TypeError, "normalize is True, False or (mean, std)"),
+        ({"normalize": IMAGENET[:1]}, TypeError, "normalize is True, False or (mean, std)"),
+        ({"train_bn": 0}, TypeError, "train_bn is True or False; 0 came"),
+        ({"wd": -1}, ValueError, "wd is the weight decay of the optimizer, one finite number from 0 on; -1 came"),
+        ({"moms": 0.9}, TypeError, "moms are three momenta, such as (0.95, 0.85, 0.95); 0.9 came"),
+        ({"metrics": "accuracy"}, TypeError, "a metric is a function; 'accuracy' came"),
+        ({"opt_func": None}, TypeError, "opt_func is a function; None came"),
+        ({"cbs": [3]}, TypeError, "cbs is a fastai Callback or a list of them; 3 came"),
+        (
+            {"path": ""},
+            ValueError,
+            "path is where the learner writes, a text or a pathlib.Path that names something; '' came",
+        ),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused_before_a_network_is_built(options, error, message, monkeypatch):
+    monkeypatch.setattr("fasthaw.learner.load", lambda *_: pytest.fail("a network was built"))
+    with pytest.raises(error, match=re.escape(message)):
+        transfer("resnet18", weights=None, **options)

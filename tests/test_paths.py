@@ -126,12 +126,8 @@ def record(path) -> None:
 
 
 def transfer(**places) -> None:
-    fit_plan(
-        transfer_learner(
-            loaders(n=8), plain(), weights=None, loss_func=nn.CrossEntropyLoss(), normalize=False, **places
-        ),
-        PLAN,
-    )
+    options = {"weights": None, "loss_func": nn.CrossEntropyLoss(), "normalize": False, **places}
+    fit_plan(transfer_learner(loaders(n=8), plain(), 4, **options), PLAN)
 
 
 def demo(path) -> None:
@@ -162,8 +158,21 @@ DOORS = {
 }
 
 
+GOOD = {
+    "cached_features directory": "caches",
+    "fit_plan checkpoint": "plan.pt",
+    "fit_plan checkpoint, begun anew": "plan.pt",
+    "to_csv": "record.csv",
+    "transfer_learner path": "models",
+    "transfer_learner model_dir": "models",
+    "compare store": "runs.sqlite",
+}
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_all_precious_files_are_still_there(door, precious, monkeypatch):
+    if door in GOOD:
+        DOORS[door](precious / GOOD[door])  # what comes below is not refused because the door is stuck
     before, root = contents(precious), set(os.listdir("/"))
     for spelling in SPELLINGS:
         try:

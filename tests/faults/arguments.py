@@ -55,7 +55,8 @@ CALLS = 3000
 OURS = str(Path(fasthaw.__file__).parent)
 CLEAR = (TypeError, ValueError)  # SplitError and Refused are ValueErrors
 WORDS = re.compile(
-    r"came|got|takes|wanted|there are|out of range|one of|is no|has no|are no|cannot|no layer group|trains nothing|never occurs"
+    r"came|got|takes|wanted|there are|out of range|one of|is no|has no|are no|cannot|no layer group|trains nothing|"
+    "never occurs"
 )
 
 

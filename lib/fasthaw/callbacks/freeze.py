@@ -185,7 +185,7 @@ class UnfreezeAt(Callback):
         what = "UnfreezeAt takes {epoch: which groups train from then on}, such as {0: -1, 3: 0}"
         if not isinstance(epochs, Mapping) or not epochs:
             raise TypeError(f"{what}; {shown(epochs)} came")
-        self.epochs = {at_least(0, e, f"{what}, an epoch is"): which for e, which in epochs.items()}
+        self.epochs = {at_least(0, e, f"{what}, with epochs counted from 0"): which for e, which in epochs.items()}
 
     def __repr__(self) -> str:
         return f"UnfreezeAt({self.epochs})"

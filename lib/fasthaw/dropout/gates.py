@@ -17,6 +17,8 @@ from .activations import codes
 _POOLS = {"mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d"}
 _POOL_MODULES = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _SQUASHES = {"sigmoid", "sigmoid_", "hardsigmoid"}
+# Squeeze-and-excitation has 2 (EfficientNet, MobileNetV3), the global context of gcresnet33ts 3. What has more is a block
+# around a gate, with layers of its own, and its activations are to be dropped out.
 _MOST_LAYERS = 4
 # Gates that mix two branches by a softmax: nothing but the name tells them from a classifier that ends in one.
 _BY_NAME = {"SelectiveKernelAttn"}
