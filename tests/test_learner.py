@@ -7,6 +7,7 @@ import re
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -322,6 +323,13 @@ def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
 def test_an_option_that_nothing_declares_is_refused(arch, option, message):
     with pytest.raises(TypeError, match=re.escape(message)):
         transfer(arch, weights=None, **{option: None})
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, list])
+def test_statistics_are_lists_or_arrays(kind):
+    learn = transfer(Tiny(), weights=None, normalize=(kind(HALF[0]), kind(HALF[1])))
+    (norm,) = [t for t in learn.dls.after_batch.fs if isinstance(t, Normalize)]
+    assert norm.mean.flatten().tolist() == HALF[0]
 
 
 def test_the_number_of_classes_is_a_number():

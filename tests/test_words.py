@@ -76,6 +76,17 @@ def test_names_are_one_text_or_several_of_any_kind():
     assert names_of(np.array(["a"]), "names") == ("a",) and names_of(set(), "names", least=0) == ()
 
 
+class Somewhere:
+    """A path of another library."""
+
+    def __fspath__(self):
+        return "a/b"
+
+
+def test_a_path_is_text_or_whatever_names_one():
+    assert a_path("a/b", "path") == a_path(Path("a/b"), "path") == a_path(Somewhere(), "path") == Path("a/b")
+
+
 def test_a_file_is_written_where_there_is_none_or_one_of_ours(tmp_path):
     new, ours, theirs = (tmp_path / n for n in ("new", "ours", "theirs"))
     ours.write_bytes(b"head mark tail"), theirs.write_bytes(b"x" * 5000 + b"mark")

@@ -7,7 +7,7 @@ the live model. Every way to make groups ends in `partition` or `groups_of_lists
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -77,8 +77,8 @@ def check_parameters(model: nn.Module) -> None:
 
 
 def check_groups(groups: Sequence[LayerGroup]) -> None:
-    """Raises TypeError for what is no list or tuple of layer groups."""
-    if not isinstance(groups, list | tuple) or not all(isinstance(g, LayerGroup) for g in groups):
+    """Raises TypeError for what is no collection of layer groups."""
+    if not isinstance(groups, Collection) or not all(isinstance(g, LayerGroup) for g in groups):
         raise TypeError(f"layer groups are wanted, layer_groups(learn_or_model); {shown(groups)} came")
 
 

@@ -7,6 +7,7 @@ is checked where a user gave it and nowhere below, so that what is inside can re
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -143,7 +144,7 @@ def a_path(value: object, what: str) -> Path:
     Raises:
         TypeError, ValueError: it is no path, or an empty one; `what` says what was wanted.
     """
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{what}, a text or a pathlib.Path; {shown(value)} came")
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError(f"{what}, a text or a pathlib.Path that names something; {value!r} came")

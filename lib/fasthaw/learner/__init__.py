@@ -133,7 +133,7 @@ def _check_stats(normalize: object) -> None:
     what = "normalize is True, False or (mean, std), each with one number a channel"
     if not isinstance(normalize, list | tuple) or len(normalize) != 2:
         raise TypeError(f"{what}; {shown(normalize)} came")
-    for values in normalize:
+    for values in (v.tolist() if hasattr(v, "tolist") else v for v in normalize):
         if not isinstance(values, list | tuple) or not values:
             raise TypeError(f"{what}; {shown(normalize)} came")
         for value in values:
