@@ -237,7 +237,7 @@ def test_the_optimizer_is_left_with_plain_floats(tmp_path):
     [
         (Stage(1, 1e-3, "body.4"), r"stage 3 \(body\.4\): no layer group is called 'body\.4'"),
         (Stage(1, [1e-4, 1e-3]), r"stage 3 \(all\): PerGroup has 2 rates and there are 4 layer groups"),
-        (Stage(1, [1e-3, 1e-3, 1e-3, 0], -1), r"stage 3 \(head\) trains nothing"),
+        (Stage(1, [1e-3, 1e-3, 1e-3, 0], -1), r"stage 3 \(head\): every group that trains \(head\) has the rate 0"),
     ],
 )
 @pytest.mark.parametrize("call", [fit_plan, lambda learn, plan: preview(plan, learn)])

@@ -7,7 +7,6 @@ classifiers and leaves four a stump. Here the network stays whole and only its l
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +15,17 @@ import numpy as np
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
-from fastai.learner import Learner, Metric, defaults
+from fastai.learner import Learner, defaults
 from fastai.optimizer import Adam
-from fastcore.foundation import L
 from torch import nn
 from torchvision.models import WeightsEnum
 
 from ..callbacks import FrozenEval, given
 from ..freezing import FreezeContract
 from ..splitters import Splitter, split_stages
-from ..words import a_path, at_least, flag, number, shown, wanted
+from ..words import at_least, wanted
 from .archs import Arch, Stats, load
+from .checks import check_handed_on, check_statistics
 from .classifier import Head, check_head, drop_aux, fastai_head, with_classifier
 
 __all__ = ["transfer_learner", "with_classifier", "fastai_head", "drop_aux"]
@@ -72,72 +71,35 @@ def transfer_learner(
             replaced, or a `contract` beside a FrozenEval of your own.
         TypeError: `arch` is none of the above.
     """
+    handed_on = {
+        "loss_func": loss_func,
+        "opt_func": opt_func,
+        "lr": lr,
+        "splitter": splitter,
+        "metrics": metrics,
+        "path": path,
+        "model_dir": model_dir,
+        "wd": wd,
+        "wd_bn_bias": wd_bn_bias,
+        "train_bn": train_bn,
+        "moms": moms,
+    }
     wanted(DataLoaders, dls, "dls are fastai's DataLoaders")
-    _check(splitter, contract, loss_func, opt_func, metrics)
-    for name, value in (("wd_bn_bias", wd_bn_bias), ("train_bn", train_bn)):
-        flag(value, name)
-    if not isinstance(lr, slice):
-        number(lr, "lr is the rate that a fit has where it names none, a number or a slice")
-    if wd is not None:
-        number(wd, "wd is the weight decay of the optimizer")
-    if path is not None:
-        a_path(path, "path is where the learner writes")
-    a_path(model_dir, "model_dir is where the learner keeps models")
-    if not isinstance(moms, list | tuple) or len(moms) != 3:
-        raise TypeError(f"moms are three momenta, such as (0.95, 0.85, 0.95); {shown(moms)} came")
-    for mom in moms:
-        number(mom, "moms are three momenta, such as (0.95, 0.85, 0.95); each is")
+    wanted(FreezeContract, contract, "contract is a FreezeContract")
+    check_handed_on(**handed_on)
+    check_head(head)
+    check_statistics(normalize)
     n_out = get_c(dls) if n_out is None else at_least(1, n_out, "n_out is the number of classes", most=2**31 - 1)
     if not n_out:
         raise ValueError("how many classes there are is not known from the data; pass n_out=")
     cbs = _with_frozen_eval(cbs, contract)
-    check_head(head)
-    _check_stats(normalize)
     model, stats = load(arch, weights, options, inspect.signature(transfer_learner).parameters)
     if normalize is not False:
         _normalize(dls, stats if normalize is True else normalize, model, pretrained=weights is not None)
-    learn = Learner(
-        dls,
-        with_classifier(model, n_out, head),
-        loss_func=loss_func,
-        opt_func=opt_func,
-        lr=lr,
-        splitter=splitter,
-        cbs=cbs,
-        metrics=metrics,
-        path=path,
-        model_dir=model_dir,
-        wd=wd,
-        wd_bn_bias=wd_bn_bias,
-        train_bn=train_bn,
-        moms=moms,
-    )
+    learn = Learner(dls, with_classifier(model, n_out, head), cbs=cbs, **handed_on)
     if weights is not None:
         learn.freeze()
     return learn
-
-
-def _check(splitter: object, contract: object, loss_func: object, opt_func: object, metrics: object) -> None:
-    """What is handed on to fastai, which would say nothing of it before a fit, or nothing at all."""
-    wanted(FreezeContract, contract, "contract is a FreezeContract")
-    called = {"splitter": splitter, "opt_func": opt_func} | ({} if loss_func is None else {"loss_func": loss_func})
-    several = metrics if isinstance(metrics, list | tuple | L) else [] if metrics is None else [metrics]
-    for name, value in [*called.items(), *(("a metric", m) for m in several)]:
-        if not callable(value) and not isinstance(value, Metric):
-            raise TypeError(f"{name} is a function; {shown(value)} came")
-
-
-def _check_stats(normalize: object) -> None:
-    if isinstance(normalize, bool):
-        return
-    what = "normalize is True, False or (mean, std), each with one number a channel"
-    if not isinstance(normalize, list | tuple) or len(normalize) != 2:
-        raise TypeError(f"{what}; {shown(normalize)} came")
-    for values in (v.tolist() if hasattr(v, "tolist") else v for v in normalize):
-        if not isinstance(values, list | tuple) or not values:
-            raise TypeError(f"{what}; {shown(normalize)} came")
-        for value in values:
-            number(value, what, least=-math.inf)
 
 
 def _with_frozen_eval(cbs: Callback | Sequence[Callback] | None, contract: FreezeContract) -> list[Callback]:
