@@ -78,7 +78,12 @@ def check_parameters(model: nn.Module) -> None:
 
 def check_groups(groups: Sequence[LayerGroup]) -> None:
     """Raises TypeError for what is no collection of layer groups."""
-    if not isinstance(groups, Collection) or not all(isinstance(g, LayerGroup) for g in groups):
+    # An array without dimensions calls itself a collection.
+    if (
+        not isinstance(groups, Collection)
+        or hasattr(groups, "ndim")
+        or not all(isinstance(g, LayerGroup) for g in groups)
+    ):
         raise TypeError(f"layer groups are wanted, layer_groups(learn_or_model); {shown(groups)} came")
 
 

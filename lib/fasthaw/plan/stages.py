@@ -169,12 +169,12 @@ def check(plan: Plan, names: Sequence[str]) -> None:
 def _checked(which: Which) -> Which:
     """One spelling for each meaning; what group names there are is checked later."""
     if isinstance(which, int) and not isinstance(which, bool):
+        if abs(which) > _MOST:
+            raise ValueError(f"which groups train? {shown(which)} is out of range: no network has so many groups")
         if which > 0:
             raise ValueError(
                 f"{shown(which)} selects no groups: -1 is the head alone, -{which} the last {which}, 0 or 'all' every one"
             )
-        if which < -_MOST:
-            raise ValueError(f"which groups train? {shown(which)} is out of range: no network has so many groups")
         return which or "all"
     names = (which,) if isinstance(which, str) else which
     if not isinstance(names, tuple | list) or any(not isinstance(n, str) for n in names):
