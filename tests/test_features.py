@@ -275,7 +275,7 @@ def test_stages_inside_the_users_block_use_its_cache(tmp_path):
     learn = make(at=["body.3", "head"])
     with cached_features(learn, directory=tmp_path):
         fit_plan(learn, Plan(Stage(1, 1e-2, train=-1, cache=True), Stage(1, 1e-3, train=-2)))
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 2
     assert not any(p.name.endswith(".partial") for p in tmp_path.iterdir())
 
 
@@ -692,7 +692,7 @@ REFUSED = {
     ),
     "unknown random transforms": (
         {"dls": lambda: fastai_loaders(images(14), images(6, 1), after_item=[random_noise])},
-        "something changes the training items at random",
+        "random_noise changes the training items at random .it moves the random state of torch. .*views=k",
     ),
     "hooks that look inside": (
         {"cbs": lambda: [ActivationStats(modules=None, every=1)]},

@@ -22,11 +22,12 @@ from ..freezing import frozen
 from ..groups import LayerGroup
 from ..splitters import layer_groups
 from ..undo import Standin, Undone
-from ..words import a_path, flag, wanted
+from ..words import flag, wanted
 from .cut import Refused, check_hooks
 from .events import Listeners
 from .fill import Cached, CacheReport, CacheSettings, filled
 from .loader import CachedLoader
+from .places import own_directory
 from .playback import Playback
 
 
@@ -39,6 +40,7 @@ def cached_features(
     views: int = 1,
     data_id: str | None = None,
     fast_fill: bool = False,
+    keep: int | None = None,
     required: bool = True,
 ) -> AbstractContextManager[CachedFeatures]:
     """Within it, fits run the frozen layers before the first trained one once an item, and every epoch only the rest.
@@ -66,9 +68,8 @@ def cached_features(
     """
     wanted(Learner, learn, "cached_features takes a fastai Learner")
     flag(required, "required")
-    if directory is not None:
-        directory = a_path(directory, "directory is where caches are kept")
-    settings = CacheSettings(directory, memory, dtype, views, data_id, fast_fill)
+    directory = None if directory is None else own_directory(directory)
+    settings = CacheSettings(directory, memory, dtype, views, data_id, fast_fill, keep)
     cb = CachedFeatures(settings, required=required)
     epochs, grad_mode = Standin(learn, "all_batches", cb.serve), torch.is_grad_enabled()
 

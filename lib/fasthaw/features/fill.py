@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import time
 import warnings
 from collections.abc import Sequence
@@ -9,21 +11,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastai.learner import Learner
 
-from ..callbacks import FrozenEval
 from ..freezing import fingerprints, frozen, leaking_noise
 from ..groups import LayerGroup
 from ..untouched import untouched
 from ..words import at_least, flag, number, shown, wanted
 from .cut import Cut, Refused, find_cut
 from .fold import fast_copy
-from .identity import identity
-from .loader import Layout, batch_size, check_loader, in_order, layout_of, n_items
+from .key import cache_key
+from .loader import Layout, batch_size, check_loader, layout_of, n_items, spread
+from .manifest import Damaged
 from .playback import proved
 from .refusals import check_learner, check_same_twice
-from .rows import Maker, Task, columns_of, first, first_batch, precision, split
+from .rows import Maker, Task, columns_of, first_batch, precision, split
 from .store import Folder, Table, gigabytes, in_memory
 
 _BOUND = 1e-5  # a larger difference, as a share of the largest output, is another computation and not another rounding
@@ -46,6 +49,7 @@ class CacheSettings:
     views: int = 1
     data_id: str | None = None
     fast_fill: bool = False
+    keep: int | None = None
 
     def __post_init__(self) -> None:
         at_least(1, self.views, "views is how many random draws of an item are cached")
@@ -58,6 +62,9 @@ class CacheSettings:
         ):
             raise ValueError("data_id is a name for data and transforms; an empty one came")
         flag(self.fast_fill, "fast_fill")
+
+        if self.keep is not None:
+            at_least(1, self.keep, "keep is how many finished caches are left in the directory")
 
     @property
     def bytes(self) -> int:
@@ -102,11 +109,6 @@ class Cached:
     holds_for: tuple
     report: CacheReport
 
-    @property
-    def states(self) -> tuple[bool, ...]:
-        """Which layer groups were frozen."""
-        return self.holds_for[0]
-
     def sets(self) -> list[tuple[object, list[Table], Layout]]:
         """Each loader with its tables, one a view, and its layout."""
         return [
@@ -145,7 +147,7 @@ def _fill(
     started = time.perf_counter()
     for i, dl in loaders.items():
         if i or settings.views == 1:
-            check_same_twice(dl, first(dl), _SETS[i])
+            check_same_twice(dl, spread(n_items(dl), batch_size(dl)), _SETS[i])
     inputs = split(learn, first_batch(learn, loaders[0]))[0]
     cut, apart = _proved_cut(learn, groups, inputs)
     maker = Maker(learn, learn.model, cut)
@@ -160,7 +162,10 @@ def _fill(
             f"the cache of {n:,} items after {', '.join(cut.names)} takes {gigabytes(needed)}, more than memory="
             f"{settings.memory:g} GB; name a directory to keep it in, allow more memory, or halve it with dtype=torch.float16"
         )
-    key = settings.directory and _key(learn, cut, tasks, holds_for, settings)
+    key = None
+    if settings.directory is not None:
+        kind = (settings.dtype, settings.views, settings.fast_fill)
+        key = cache_key(learn, groups, cut, tasks, holds_for[:3], kind, settings.views, settings.data_id)
     named, reused = _tables(maker, tasks, settings, key)
     where = "in memory" if not any(t.on_disk for t in named.values()) else f"in {settings.directory}"
     report = CacheReport(cut.names, n, needed, where, time.perf_counter() - started, apart, reused)
@@ -199,28 +204,42 @@ def _tables(maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: s
 
     def rows(task: Task):
         what = f"{task.n:,} {_SETS[task.set]} items after {', '.join(maker.cut.names)}"
-        return maker.rows(task, f"caching {what}: {gigabytes(task.bytes)} {where}")
+        watch = _SETS[task.set] if task.set or settings.views == 1 else None
+        if watch is None and key is not None:
+            _seed(f"{key} {task.name}")
+        return maker.rows(task, f"caching {what}: {gigabytes(task.bytes)} {where}", watch)
 
     if key is None:
         return {t.name: in_memory(t.columns, t.n, rows(t)) for t in tasks}, False
     folder = Folder(settings.directory, key)
-    named = _kept(folder, maker, tasks, settings)
-    if named is not None:
-        return named, True
-    with folder.writing(sum(t.bytes for t in tasks)) as writer:
-        for task in tasks:
-            writer.table(task.name, task.columns, task.n, rows(task))
-    return folder.tables(settings.bytes), False
+    while True:
+        named = _kept(folder, maker, tasks, settings)
+        if named is not None:
+            return named, True
+        with folder.writing(sum(t.bytes for t in tasks), settings.keep) as writer:
+            if writer is not None:
+                for task in tasks:
+                    writer.table(task.name, task.columns, task.n, rows(task))
+        if writer is not None:
+            return folder.tables(settings.bytes), False
+
+
+def _seed(text: str) -> None:
+    """Let random draws follow from `text`, so that the same ones are found on disk as would be made; the caller puts back."""
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _kept(folder: Folder, maker: Maker, tasks: Sequence[Task], settings: CacheSettings) -> dict | None:
     """The tables that an earlier run left in `folder`, if they are whole and still right."""
     try:
         named = folder.tables(settings.bytes)
-    except ValueError as e:
+    except Damaged as e:
         warnings.warn(f"{e}; the cache is filled again", stacklevel=2)
         return None
-    if named is None or _right(maker, tasks, named, settings):
+    if named is None or (named.keys() == {t.name for t in tasks} and _right(maker, tasks, named, settings)):
         return named
     warnings.warn(f"{folder.path} holds other features than the network makes now; it is filled again", stacklevel=2)
     return None
@@ -231,25 +250,3 @@ def _right(maker: Maker, tasks: Sequence[Task], named: dict, settings: CacheSett
     asked = [t for t in tasks if t.set or settings.views == 1]
     batches = {t.set: first_batch(maker.learn, t.loader, most) for t in asked}
     return all(maker.same(t, named[t.name], batches[t.set], settings.bound) for t in asked)
-
-
-def _key(learn: Learner, cut: Cut, tasks: Sequence[Task], holds_for: tuple, settings: CacheSettings) -> str:
-    """Weights and buffers, structure, contract, data, transforms, kind of numbers: all that the rows follow from."""
-    contract = next(cb.contract for cb in learn.cbs if isinstance(cb, FrozenEval))
-    network = (repr(learn.model), holds_for[:3], repr(cut.live), repr(cut.forms), cut.inputs, str(contract))
-    kind = (settings.dtype, settings.views, settings.fast_fill, torch.__version__)
-    if settings.data_id is not None:
-        return identity(network, kind, settings.data_id)
-    try:
-        return identity(network, kind, [_data(learn, t, settings.views) for t in tasks])
-    except TypeError as e:
-        raise Refused(f"{e}, so a cache on disk could not know its data again; name them with data_id='...'") from e
-
-
-def _data(learn: Learner, task: Task, views: int) -> list:
-    """The data set with its transforms, and what some items look like behind all of them."""
-    dl, n = task.loader, task.n
-    pipes = [getattr(dl, name, None) for name in ("after_item", "before_batch", "after_batch", "collate_fn")]
-    some = sorted({n * k // 32 for k in range(32)})
-    seen = [] if views > 1 and not task.set else [list(split(learn, b)) for b in in_order(dl, some, num_workers=0)]
-    return [n, batch_size(dl), dl.dataset, pipes, seen]

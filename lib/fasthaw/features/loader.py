@@ -16,8 +16,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..undo import as_it_is
 from .cut import Cut, Refused
+from .manifest import Column
 from .playback import Playback, zeros_like
-from .store import Column, Table
+from .store import Table
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class Layout:
         Raises:
             Refused: it is not.
         """
-        leaves = _leaves(batch)
+        leaves, spec = _leaves(batch), tree_flatten(batch)[1]
+        if spec != self.spec:
+            raise Refused(
+                f"two batches differ in what they are made of ({self.spec} and {spec}); a cache needs one kind for all. Make "
+                "all items alike, or fit without the cache"
+            )
         for one, t in zip(self.items, leaves, strict=True):
             if one.shape[1:] != t.shape[1:] or one.dtype != t.dtype:
                 raise Refused(
@@ -67,12 +73,13 @@ def _leaves(batch) -> list[Tensor]:
     return leaves
 
 
-def in_order(dl, items: Sequence[int], **kwargs) -> DataLoader | torch_data.DataLoader:
-    """A loader like `dl` that yields these items in this order, in batches of the same size."""
+def in_order(dl, items: Sequence[int], bs: int | None = None, **kwargs) -> DataLoader | torch_data.DataLoader:
+    """A loader like `dl` that yields these items in this order, in batches of the same size, or of `bs`."""
+    bs = batch_size(dl) if bs is None else bs
     if isinstance(dl, DataLoader):
-        return dl.new(shuffle=False, drop_last=False, get_idxs=lambda: list(items), **kwargs)
+        return dl.new(shuffle=False, drop_last=False, get_idxs=lambda: list(items), bs=bs, **kwargs)
     return torch_data.DataLoader(
-        dl.dataset, dl.batch_size, sampler=items, collate_fn=dl.collate_fn, **{"num_workers": dl.num_workers, **kwargs}
+        dl.dataset, bs, sampler=items, collate_fn=dl.collate_fn, **{"num_workers": dl.num_workers, **kwargs}
     )
 
 
@@ -84,6 +91,15 @@ def n_items(dl) -> int:
 def batch_size(dl) -> int:
     """How many items make a full batch."""
     return dl.bs if isinstance(dl, DataLoader) else dl.batch_size
+
+
+def spread(n: int, most: int) -> list[int]:
+    """Up to `most` of `n` positions, from the whole range.
+
+    >>> spread(10, 3), spread(2, 3)
+    ([0, 3, 6], [0, 1])
+    """
+    return sorted({n * k // most for k in range(most)}) if n else []
 
 
 def check_loader(dl) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from fastai.callback.mixup import MixHandler
@@ -15,9 +16,12 @@ from ..callbacks import FrozenEval
 from ..modules import unwrap
 from ..outside.torch import is_compiled
 from .cut import Refused
+from .draws import Drawn, is_random, transforms, watched
 from .loader import in_order
 
 _WAYS = "use views=k to cache k random draws of every item, one an epoch in turn, or fit without the cache"
+
+_WAYS_OF_VALIDATION = "give each item a generator of its own (random.Random(i)), or fit without the cache"
 
 
 def check_learner(learn: Learner) -> None:
@@ -65,27 +69,52 @@ def check_same_twice(dl, items: Sequence[int], what: str) -> None:
     """Refuse data that is another each time it is read: random transforms before the frozen layers.
 
     Raises:
-        Refused: names fastai's random transforms on the way.
+        Refused: names fastai's random transforms on the way, or what moves a random state.
     """
     named = random_transforms(dl) if what == "training" else []
-    if not named:
-        first, second = (tree_leaves(next(iter(in_order(dl, items, num_workers=0)))) for _ in range(2))
-        if len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
-            return
+    if named:
+        raise _random(" and ".join(named), "", what, many=len(named) > 1)
+    with all_the_same(what):
+        first, second = ([tree_leaves(b) for b in watched(in_order(dl, items, bs=1, num_workers=0))] for _ in range(2))
+    if len(first) != len(second) or not all(map(_equal, first, second)):
         named = random_transforms(dl, sure=False)
-    who = " and ".join(named or ["something"]) + (" change" if len(named) > 1 else " changes")
-    raise Refused(f"{who} the {what} items at random each time they are read, before the frozen layers; {_WAYS}")
+        raise _random(" and ".join(named or ["something"]), "", what, many=len(named) > 1)
+
+
+@contextmanager
+def all_the_same(what: str) -> Iterator[None]:
+    """Items that are read in it from a `watched` loader and drawn at random are refused.
+
+    Raises:
+        Refused: names what drew, and whose numbers.
+    """
+    try:
+        yield
+    except Drawn as e:
+        who, why = e.told
+        raise _random(who, f" ({why})", what) from None
+
+
+def _random(who: str, why: str, what: str, many: bool = False) -> Refused:
+    ways = _WAYS if what == "training" else _WAYS_OF_VALIDATION
+    return Refused(
+        f"{who} change{'' if many else 's'} the {what} items at random{why} each time they are read, before the frozen "
+        f"layers; {ways}"
+    )
+
+
+def _equal(first: Sequence, second: Sequence) -> bool:
+    return len(first) == len(second) and all(
+        type(a) is type(b) and (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b)
+        for a, b in zip(first, second, strict=True)
+    )
 
 
 def random_transforms(dl, *, sure: bool = True) -> list[str]:
     """The names of fastai's random transforms in `dl`; `sure` leaves out those that can be set to do the same each time."""
     if not isinstance(dl, DataLoader):
         return []
-    pipes = [getattr(dl, n, None) for n in ("after_item", "before_batch", "after_batch")]
-    pipes += [getattr(tl, "tfms", None) for tl in getattr(dl.dataset, "tls", ())]
-    found = [t for pipe in pipes for t in getattr(pipe, "fs", ())]
-    # Known by name: importing fastai.vision would change classes of PIL for those who do not use it.
-    random = [t for t in found if any(c.__name__ == "RandTransform" for c in type(t).__mro__) and t.p > 0]
+    random = [t for t in transforms(dl) if is_random(t) and t.p > 0]
     return [type(t).__name__ for t in random if not (sure and type(t).__name__ == "Resize")]
 
 

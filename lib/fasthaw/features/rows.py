@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .cut import Cut, Refused
+from .draws import watched
 from .fold import channels_last
 from .loader import Layout, batch_size, in_order, n_items, plain
+from .manifest import Column
 from .playback import collect, gap
-from .store import Column, Table, size
+from .refusals import all_the_same
+from .store import Table, size
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +72,29 @@ class Maker:
             )
         return [t.to("cpu", column.dtype) for column, t in zip(task.columns, parts, strict=True)]
 
-    def rows(self, task: Task, text: str) -> Iterator[list[Tensor]]:
-        """The rows of one table, batch after batch, with a progress bar where the learner shows one."""
+    def rows(self, task: Task, text: str, watch: str | None = None) -> Iterator[list[Tensor]]:
+        """The rows of one table, batch after batch, with a progress bar where the learner shows one.
+
+        Raises:
+            Refused: an item is drawn at random, where `watch` names the set; or the loader leaves items out.
+        """
         # A short last training batch would meet other kernels than a full one, and differ in the last bits.
         short = 0 if task.set else -task.n % batch_size(task.loader)
         items, done = [*range(task.n), *(i % task.n for i in range(short))], 0
-        for batch in self._with_bar(in_order(task.loader, items), text):
-            some = self.row(task, batch)
-            done += len(some[-1])
-            yield some
+        loader = in_order(task.loader, items)
+        with nullcontext() if watch is None else all_the_same(watch):
+            for batch in self._with_bar(loader if watch is None else watched(loader), text):
+                some = self.row(task, batch)
+                done += len(some[-1])
+                yield some
         if done != len(items):
             raise Refused(f"the loader leaves out {len(items) - done:,} of {len(items):,} items; fit without the cache")
 
     def same(self, task: Task, table: Table, batch, bound: float) -> bool:
         """Whether the first rows of `table` are those of `batch`, its first items."""
         fresh = self.row(task, batch)
+        if (table.columns, table.n) != (task.columns, task.n):
+            return False
         kept = table.take(torch.arange(len(fresh[-1])))
         return all(gap(a, b) <= bound for a, b in zip(fresh, kept, strict=True))
 

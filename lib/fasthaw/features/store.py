@@ -1,20 +1,21 @@
 """Where rows live: tensors in memory, or a folder of `.npy` files on disk, named by a key.
 
 A folder is written under another name and renamed when its manifest, with the size and the digest of every file, is on disk.
-What a killed or failed run leaves behind is therefore never looked at, and is removed by the next one.
+What a killed or failed run leaves behind is therefore never looked at, and is removed by a later one. Of several runs that
+want one key at the same time one fills, and the others wait and read what it made.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
-import socket
 import uuid
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MANIFEST = "manifest.json"
+from . import places
+from .manifest import DTYPES, Column, Damaged, Entry, File, decoded, encoded, file_name
+
 _CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class Column:
-    """One tensor a row: its shape and dtype, and whether each item has its own or all share one."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    per_item: bool = True
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of one row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+_ELSEWHERE = "name a directory that can be written to, or leave it out to keep the cache in memory"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,19 +37,46 @@ class FileRows:
     Mapping the file would be shorter, but the kernel maps up to megabytes around a row and counts them as ours.
     """
 
-    path: Path
+    file: OpenFile
     offset: int
     column: Column
 
     def take(self, items: Tensor) -> Tensor:
         """The rows of these items, in their order."""
         rows = torch.empty((len(items), self.column.bytes), dtype=torch.uint8)
-        with open(self.path, "rb", buffering=0) as f:
-            for row, i in zip(rows.numpy(), items.tolist(), strict=True):
-                f.seek(self.offset + i * self.column.bytes)
-                if f.readinto(row) != len(row):
-                    raise OSError(f"{self.path} ends before row {i}")
+        for row, i in zip(rows.numpy(), items.tolist(), strict=True):
+            self.file.read_into(row, self.offset + i * self.column.bytes)
         return rows.view(self.column.dtype).reshape(len(items), *self.column.shape)
+
+
+class OpenFile:
+    """A file of a finished cache, which nobody removes while this lives; a copy of it opens the file anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, places.lock(path.parent / places.MARKER, shared=True, wait=True)
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._fd)
+
+    def __reduce__(self) -> tuple:
+        return OpenFile, (self.path,)
+
+    def read_into(self, row: np.ndarray, offset: int) -> None:
+        """Fill `row` with the bytes from `offset` on."""
+        at = 0
+        while at < len(row):
+            read = self._read(row[at:], offset + at)
+            if not read:
+                raise OSError(f"{self.path} ends before byte {offset + len(row)}; it was cut while it was in use")
+            at += read
+
+    def _read(self, row: np.ndarray, offset: int) -> int:
+        if hasattr(
+            os, "preadv"
+        ):  # straight into place: a copy on the way would scatter the memory that rows are made in
+            return os.preadv(self._fd, [row], offset)
+        with open(self.path, "rb", buffering=0) as f:  # Windows
+            f.seek(offset)
+            return f.readinto(row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +85,7 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: tuple[Tensor | FileRows, ...]
+    n: int
 
     @property
     def on_disk(self) -> bool:
@@ -102,7 +120,7 @@ def in_memory(columns: Sequence[Column], n: int, batches: Iterable[Sequence[Tens
             elif at == 0:
                 row.copy_(t)
         at += some
-    return Table(tuple(columns), rows)
+    return Table(tuple(columns), rows, n)
 
 
 class Folder:
@@ -110,115 +128,229 @@ class Folder:
 
     def __init__(self, directory: Path, key: str) -> None:
         self.directory, self.path = Path(directory), Path(directory) / key
+        self._seen: tuple | None = None  # the manifest that `tables` looked at last
 
     def tables(self, memory: int) -> dict[str, Table] | None:
         """The finished tables, read into memory when they fit into `memory` bytes; `None` for none.
 
         Raises:
-            ValueError: a file is not what was written.
+            Damaged: a file is not what was written.
+            ValueError: what stands there is not ours.
+            OSError: it may not be read.
         """
-        if not (self.path / _MANIFEST).is_file():
-            return None
-        about = json.loads((self.path / _MANIFEST).read_text())
-        for name, f in about["files"].items():
-            if not (self.path / name).is_file() or _digest(self.path / name) != f["blake2b"]:
-                raise ValueError(f"{self.path / name} is not what was written there")
-        whole = sum(f["bytes"] for f in about["files"].values()) <= memory
-        return {name: self._table(name, columns, whole) for name, columns in about["tables"].items()}
+        with places.told(f"the cache {self.path} cannot be read", _ELSEWHERE):
+            self._check()
+            self._seen = self._stamp()
+            if self._seen is None:
+                return None
+            # While it is read nobody removes it.
+            held = places.lock(self.path / places.MARKER, shared=True, wait=True)
+            try:
+                return self._tables(memory)
+            except FileNotFoundError as e:
+                raise Damaged(f"{e.filename} is not there any more") from e
+            finally:
+                held.release()
 
-    def _table(self, name: str, about: list, whole: bool) -> Table:
-        columns = tuple(Column(tuple(c["shape"]), getattr(torch, c["dtype"]), c["per_item"]) for c in about)
-        paths = [self.path / f"{name}-{j}.npy" for j in range(len(columns))]
-        if whole:
-            arrays = [np.load(p, allow_pickle=False) for p in paths]
-            rows = tuple(torch.from_numpy(a).view(c.dtype) for a, c in zip(arrays, columns, strict=True))
-        else:
-            rows = tuple(FileRows(p, _offset(p), c) for p, c in zip(paths, columns, strict=True))
-        return Table(columns, rows)
+    def _tables(self, memory: int) -> dict[str, Table]:
+        manifest = self.path / places.MANIFEST
+        try:
+            entries = decoded(manifest.read_bytes(), self.path.name)
+        except Damaged as e:
+            raise Damaged(f"{manifest} is damaged: {e}") from e
+        for name, entry in entries.items():
+            for j, file in enumerate(entry.files):
+                _check_file(self.path / file_name(name, j), file)
+        whole = sum(f.bytes for e in entries.values() for f in e.files) <= memory
+        tables = {name: self._table(name, entry, whole) for name, entry in entries.items()}
+        self._used()
+        return tables
+
+    def _table(self, name: str, entry: Entry, whole: bool) -> Table:
+        rows: list[Tensor | FileRows] = []
+        for j, c in enumerate(entry.columns):
+            path = self.path / file_name(name, j)
+            n = entry.n if c.per_item else 1
+            file = FileRows(OpenFile(path), _offset(path, c, n), c)
+            rows.append(file.take(torch.arange(n)) if whole else file)
+        return Table(entry.columns, tuple(rows), entry.n)
+
+    def _check(self) -> None:
+        """Raise `ValueError` where something that is not ours stands in the place of the folder."""
+        if os.path.lexists(self.path) and not places.proved(self.path):
+            raise ValueError(
+                f"{self.path} was not made by fasthaw, or not by this version, so it is left as it is; move it away, or name "
+                "another directory"
+            )
+
+    def _stamp(self) -> tuple | None:
+        try:
+            stat = (self.path / places.MANIFEST).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+    def _used(self) -> None:
+        """Let the age of the folder count from now."""
+        try:
+            os.utime(self.path / places.MARKER)
+        except PermissionError:
+            pass  # another user's: only the order of age is lost
+        except OSError as e:
+            if e.errno != errno.EROFS:
+                raise
 
     @contextmanager
-    def writing(self, needed: int) -> Iterator[Writer]:
+    def writing(self, needed: int, keep: int | None = None) -> Iterator[Writer | None]:
         """A writer whose tables become the folder when the block ends, and leave nothing when it does not.
 
+        `None` where another run has made the folder since it was looked for: look again. What `tables` found damaged is
+        replaced. Of the finished folders in the directory only the `keep` that were used last are left.
+
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full, or may not be written to.
+            ValueError: what stands in the place of the folder is not ours.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        claimed = self._claimed(needed)
+        if claimed is None:
+            yield None
+            return
+        partial, held = claimed
+        try:
+            writer = Writer(partial, self.path.name, lambda: self._told(needed))
+            yield writer
+            writer.finish()
+            with self._told(needed), places.alone(self.directory):
+                self._publish(partial)
+                held.release()
+                if keep is not None:
+                    self._remove_old(keep)
+        finally:
+            if places.proved(partial):
+                places.remove(partial, held)
+            held.release()
+
+    def _claimed(self, needed: int) -> tuple[Path, places.Lock] | None:
+        """A new folder to write to and its lock; `None` after waiting for another run that was writing this one."""
+        self._check()
+        with self._told(needed):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with places.alone(self.directory) as mutex:
+                if self._stamp() != self._seen:
+                    return None
+                self._check_replaceable()
+                if mutex.real:  # without locks nothing tells what is dead
+                    for path in places.partials(self.directory):
+                        places.remove(path)
+                other = next((p for p in places.partials(self.directory) if p.name.startswith(self.path.name)), None)
+                if other is None or not mutex.real:
+                    return self._made(needed)
+        warnings.warn(f"another run is filling {self.path}; this one waits for it", stacklevel=2)
+        with suppress(FileNotFoundError):  # it has ended just now
+            places.lock(other / places.MARKER, shared=True, wait=True).release()
+        return None
+
+    def _check_replaceable(self) -> None:
+        foreign = places.foreign(self.path) if places.proved(self.path) else []
+        if foreign:
+            raise ValueError(
+                f"{self.path} is damaged or of other data, and holds what is not ours ({', '.join(foreign[:3])}), so it is "
+                "not replaced; move that away, or name another directory"
+            )
+
+    def _made(self, needed: int) -> tuple[Path, places.Lock]:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise OSError(
                 f"the cache needs {gigabytes(needed)} in {self.directory}, where {gigabytes(free)} are free; {_LESS}"
             )
-        partial = (
-            self.directory / f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-        )
+        partial = self.directory / f"{self.path.name}.{uuid.uuid4().hex[:8]}.partial"
         partial.mkdir()
-        try:
-            writer = Writer(partial)
-            yield writer
-            writer.finish()
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            partial.rename(self.path)
-            _sync_directory(self.directory)
-        except OSError as e:
-            if e.errno == errno.ENOSPC:
-                raise OSError(
-                    f"the disk of {self.directory} is full: the cache needs {gigabytes(needed)}; {_LESS}"
-                ) from e
-            raise
-        finally:
-            if partial.exists():
-                shutil.rmtree(partial)
+        return partial, places.mark(partial)
 
-    def _remove_leftovers(self) -> None:
-        """What runs of this key that ended on this machine did not finish."""
-        for path in self.directory.glob(f"{self.path.name}.{socket.gethostname()}.*.partial"):
-            pid = int(path.name.split(".")[-3])
-            if os.name == "posix" and pid != os.getpid() and not _runs(pid):
-                shutil.rmtree(path, ignore_errors=True)
+    def _publish(self, partial: Path) -> None:
+        """Rename what was written; what stands there now is set aside and removed when nobody reads it any more."""
+        if self._stamp() != self._seen and self._stamp() is not None:
+            return  # without locks another run may have been faster: its folder stays
+        self._check()
+        aside = self.directory / f"{self.path.name}.{uuid.uuid4().hex[:8]}.partial"
+        if self.path.exists():
+            self.path.rename(aside)
+        partial.rename(self.path)
+        _sync_directory(self.directory)
+        if aside.exists():
+            places.remove(aside)
+
+    def _remove_old(self, keep: int) -> None:
+        for path in places.finished(self.directory)[keep:]:
+            if path != self.path:
+                places.remove(path)
+
+    @contextmanager
+    def _told(self, needed: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(
+                    e.errno, f"the disk of {self.directory} is full: the cache needs {gigabytes(needed)}; {_LESS}"
+                ) from e
+            if e.errno is None:  # ours
+                raise
+            with places.told(f"the cache cannot be written in {self.directory}", _ELSEWHERE):
+                raise
 
 
 class Writer:
-    """Writes tables as `.npy` files, one a column, row after row."""
+    """Writes tables as `.npy` files, one a column, row after row; `told` is entered around all that writes."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._about: dict[str, dict] = {"files": {}, "tables": {}}
+    def __init__(self, path: Path, key: str, told) -> None:
+        self._path, self._key, self._told = path, key, told
+        self._entries: dict[str, Entry] = {}
 
     def table(self, name: str, columns: Sequence[Column], n: int, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Write the rows that `batches` holds, as many as `n`."""
-        files = [_NpyFile(self._path / f"{name}-{j}.npy", c, n) for j, c in enumerate(columns)]
-        try:
-            for batch in batches:
-                for file, t in zip(files, batch, strict=True):
-                    file.write(t)
-        finally:
+        """Write the rows that `batches` holds, as many as `n`.
+
+        Raises:
+            ValueError: a file cannot hold rows of this dtype.
+        """
+        odd = [c.dtype for c in columns if c.dtype not in DTYPES.values()]
+        if odd:
+            raise ValueError(f"rows of {odd[0]} cannot be kept on disk; leave directory out to keep them in memory")
+        with ExitStack() as closing:
+            with self._told():
+                files = [_NpyFile(self._path / file_name(name, j), c, n) for j, c in enumerate(columns)]
             for file in files:
-                file.close()
-        self._about["files"] |= {f.path.name: {"bytes": f.path.stat().st_size, "blake2b": f.digest()} for f in files}
-        self._about["tables"][name] = [
-            {"shape": c.shape, "dtype": str(c.dtype).removeprefix("torch."), "per_item": c.per_item} for c in columns
-        ]
+                closing.callback(file.close)
+            for batch in batches:
+                with self._told():
+                    for file, t in zip(files, batch, strict=True):
+                        file.write(t)
+            with self._told():
+                for file in files:
+                    file.flush()
+        self._entries[name] = Entry(n, tuple(columns), tuple(f.about() for f in files))
 
     def finish(self) -> None:
         """Write the manifest, which is what makes the files count."""
-        with open(self._path / _MANIFEST, "w") as f:
-            json.dump(self._about, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
-        _sync_directory(self._path)
+        with self._told():
+            with open(self._path / places.MANIFEST, "wb") as f:
+                f.write(encoded(self._key, self._entries))
+                f.flush()
+                os.fsync(f.fileno())
+            _sync_directory(self._path)
 
 
 class _NpyFile:
     def __init__(self, path: Path, column: Column, n: int) -> None:
-        self.path, self._left = path, n if column.per_item else 1
-        self._file, self._hash = open(path, "wb"), _hash()  # noqa: SIM115 (closed by the writer)
-        # NumPy has no bfloat16: its bits are kept as integers, and the manifest says what they are.
-        self._bits = torch.int16 if column.dtype == torch.bfloat16 else column.dtype
-        descr = torch.empty(0, dtype=self._bits).numpy().dtype.str
-        header = {"descr": descr, "fortran_order": False, "shape": (self._left, *column.shape)}
+        self._path, self._left = path, n if column.per_item else 1
+        self._file, self._hash = open(path, "xb"), _hash()  # noqa: SIM115 (closed by the writer)
+        self._bits = _bits(column.dtype)
+        header = {
+            "descr": _descr(self._bits),
+            "fortran_order": False,
+            "shape": (self._left, *column.shape),
+        }
         np.lib.format.write_array_header_1_0(_Tee(self._file, self._hash), header)
 
     def write(self, t: Tensor) -> None:
@@ -226,13 +358,20 @@ class _NpyFile:
         self._left -= len(t)
         _Tee(self._file, self._hash).write(memoryview(t.numpy()).cast("B"))
 
-    def close(self) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
-    def digest(self) -> str:
-        return self._hash.hexdigest()
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as e:
+            # A full disk is told by the write that met it; what is still in the buffer meets it again.
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
+    def about(self) -> File:
+        return File(self._path.stat().st_size, self._hash.hexdigest())
 
 
 class _Tee:
@@ -256,11 +395,31 @@ def gigabytes(n: int) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
-def _offset(path: Path) -> int:
-    """Where the rows of a `.npy` file begin."""
+def _bits(dtype: torch.dtype) -> torch.dtype:
+    """NumPy has no bfloat16: its bits are kept as integers, and the manifest says what they are."""
+    return torch.int16 if dtype == torch.bfloat16 else dtype
+
+
+def _descr(dtype: torch.dtype) -> str:
+    return torch.empty(0, dtype=dtype).numpy().dtype.str
+
+
+def _check_file(path: Path, file: File) -> None:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.bytes or _digest(path) != file.blake2b:
+        raise Damaged(f"{path} is not what was written there")
+
+
+def _offset(path: Path, column: Column, n: int) -> int:
+    """Where the rows of a `.npy` file begin, if they are `n` of this column."""
     with open(path, "rb") as f:
-        np.lib.format.read_magic(f)
-        np.lib.format.read_array_header_1_0(f)
+        try:
+            np.lib.format.read_magic(f)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
+        except ValueError as e:
+            raise Damaged(f"{path} is not what was written there ({e})") from e
+        whole = f.tell() + n * column.bytes == os.fstat(f.fileno()).st_size
+        if (shape, fortran, dtype.str) != ((n, *column.shape), False, _descr(_bits(column.dtype))) or not whole:
+            raise Damaged(f"{path} does not hold the rows that its manifest tells of")
         return f.tell()
 
 
@@ -270,9 +429,14 @@ def _hash():
 
 def _digest(path: Path) -> str:
     digest = _hash()
-    with open(path, "rb") as f:
-        while chunk := f.read(_CHUNK):
-            digest.update(chunk)
+    try:
+        with open(path, "rb") as f:
+            while chunk := f.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as e:
+        if e.errno == errno.EIO:
+            raise Damaged(f"{path} cannot be read: {e.strerror}") from e
+        raise
     return digest.hexdigest()
 
 
@@ -283,13 +447,3 @@ def _sync_directory(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
