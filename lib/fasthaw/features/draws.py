@@ -7,14 +7,18 @@ can be seen; items from the whole set are read twice for those.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from fastai.data.load import DataLoader
+from torch.utils import data as torch_data
 
 from .identity import identity
 
 _EDGE = "\x1e"  # around what is told: torch adds the traceback of a worker process to the message
+_ASKED = 3  # readings that all have to move a random state
 _AGAIN = 2  # further readings that tell whether a draw of fastai's Resize moved anything
 
 
@@ -34,7 +38,8 @@ class Drawn(Exception):
 def states() -> tuple:
     """The random state of Python, NumPy and torch on the CPU, and of a GPU that is in use in this process."""
     numpy = np.random.get_state()
-    used = torch.cuda.is_initialized() and not torch.cuda._is_in_bad_fork()
+    # A worker process may not ask a GPU; it was forked and cannot draw there either.
+    used = torch.cuda.is_initialized() and torch_data.get_worker_info() is None
     device = torch.cuda.get_rng_state().numpy().tobytes() if used else b""
     torchs = torch.get_rng_state().numpy().tobytes()
     return random.getstate(), (numpy[1].tobytes(), *numpy[2:]), torchs, device
@@ -82,15 +87,10 @@ class _Items:
         return self._do(s)
 
     def _created(self, s):
-        before = states()
-        item = self._create(s)
-        if before == (after := states()):
-            return item
         resized = [f for f in _of_dataset(self._loader.dataset) if is_random(f)]
-        if not (resized and all(map(_may_do_nothing, resized)) and _same(lambda: self._create(s), item)):
-            raise _drawn(_named(resized) or f"the data set ({type(self._loader.dataset).__name__})", before, after, s)
-        _put_back(before)
-        return item
+        who = _named(resized) or _named_dataset(self._loader.dataset)
+        read = partial(self._create, s)
+        return _asked(read, who, s, lambda x: resized and all(map(_may_do_nothing, resized)) and _same(read, x))
 
 
 class _Steps:
@@ -113,14 +113,10 @@ class _Steps:
         return x
 
     def _one(self, f, x, kwargs):
-        before = states()
-        y = f(x, **kwargs)
-        if before == (after := states()):
-            return y
-        if not (_idle(f, **kwargs) or (_may_do_nothing(f) and _same(lambda: f(x, **kwargs), y))):
-            raise _drawn(_named([f]), before, after)
-        _put_back(before)
-        return y
+        read = partial(f, x, **kwargs)
+        return _asked(
+            read, _named([f]), None, lambda y: _idle(f, **kwargs) or (_may_do_nothing(f) and _same(read, y))
+        )
 
 
 class _Part:
@@ -130,11 +126,7 @@ class _Part:
         self._f, self._name = f, name
 
     def __call__(self, x):
-        before = states()
-        y = self._f(x)
-        if before != (after := states()):
-            raise _drawn(self._name, before, after)
-        return y
+        return _asked(partial(self._f, x), self._name)
 
 
 class _Dataset:
@@ -152,20 +144,30 @@ class _Dataset:
         return getattr(self._dataset, name)
 
     def __getitem__(self, i):
-        before = states()
-        item = self._dataset[i]
-        if before != (after := states()):
-            raise _drawn(f"the data set ({type(self._dataset).__name__})", before, after, i)
-        return item
+        return _asked(partial(self._dataset.__getitem__, i), _named_dataset(self._dataset), i)
 
 
 class _ManyAtOnce(_Dataset):
     def __getitems__(self, items):
+        return _asked(partial(self._dataset.__getitems__, items), _named_dataset(self._dataset))
+
+
+def _asked(read: Callable, who: str, item: int | None = None, without_effect: Callable = lambda value: False):
+    """What `read` gives.
+
+    Raises:
+        Drawn: it moved a random state, each time that it was asked: another thread may do so as well.
+    """
+    for _ in range(_ASKED):
         before = states()
-        some = self._dataset.__getitems__(items)
-        if before != (after := states()):
-            raise _drawn(f"the data set ({type(self._dataset).__name__})", before, after)
-        return some
+        value = read()
+        after = states()
+        if before == after:
+            return value
+        if without_effect(value):
+            _put_back(before)
+            return value
+    raise _drawn(who, before, after, item)
 
 
 def _idle(f, split_idx: int | None = None) -> bool:
@@ -199,6 +201,10 @@ def _named(fs: list) -> str:
     # fastai wraps a function in a transform that has its name.
     names = [vars(f).get("_name") or getattr(f, "__name__", None) or type(f).__name__ for f in fs]
     return " and ".join(dict.fromkeys(names))
+
+
+def _named_dataset(dataset) -> str:
+    return f"the data set ({type(dataset).__name__})"
 
 
 def _drawn(who: str, before: tuple, after: tuple, item: int | None = None) -> Drawn:

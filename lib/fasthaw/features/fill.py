@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ _BOUND = 1e-5  # a larger difference, as a share of the largest output, is anoth
 _DTYPES = (None, torch.float32, torch.float16, torch.bfloat16)
 _ASKED = 8  # items that tell whether a cache still holds
 _SETS = ("training", "validation")
+# Random states belong to the process: another thread's fill would move those that this one watches and puts back.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def filled(learn: Learner, groups: Sequence[LayerGroup], settings: CacheSettings
     device = next(learn.model.parameters()).device
     holds_for = (frozen(groups), tuple(prints.items()), str(device), tuple(map(id, loaders.values())))
     may = before is not None and before.holds_for == holds_for
-    with untouched(learn.model):
+    with _ONE_AT_A_TIME, untouched(learn.model):
         if may and _right(before.maker, before.tasks, before.named, settings, _ASKED):
             return before
         return _fill(learn, groups, settings, loaders, holds_for)
