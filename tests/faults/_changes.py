@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from fastai.data.transforms import Transform
 
-SOURCE = '''
+SOURCE = """
 import functools
 import operator
 import re
@@ -164,7 +164,7 @@ def learner(frame, files):
     torch.manual_seed(0)
     net = Net()
     return quiet_learner(net, splitter=split_at("head"), dls=dls, cbs=FrozenEval(), seed=SEED)
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,10 @@ def _of(get: Callable, do: Callable) -> Callable:
     return change
 
 
+def _another_label(frame) -> None:
+    frame.loc[9, "label"] = "cat"
+
+
 CHANGES = [
     Change("a file of the same size and time", files=_same_size_and_time),
     Change("two files change names", files=_swapped),
@@ -244,7 +248,7 @@ CHANGES = [
     Change("a slot", 'vocab=("cat", "dog")', 'vocab=("cat", "god")'),
     Change("a tensor of a data set", "[0.4, 0.5, 0.6]", "[0.4, 0.5, 0.7]"),
     Change("the code of __getitem__", '.float() / 255', '.float() / 256'),
-    Change("the order of the items", "Data(frame, Path(files), range(10))", "Data(frame, Path(files), [*range(5, 10), *range(5)])"),
+    Change("the order of the items", "Data(frame, Path(files), range(10))", "Data(frame, Path(files), range(9, -1, -1))"),
     Change("fewer items", "Data(frame, Path(files), range(10))", "Data(frame, Path(files), range(9))"),
     Change("other validation items", "VALID = range(10, 14)", "VALID = range(9, 13)"),
     Change("a transform of a batch", "return x + 0.5 if", "return x + 0.75 if"),
@@ -257,14 +261,14 @@ CHANGES = [
     Change("a function in the forward that calls the parts", "torch.tanh(", "torch.sin("),
     Change("a class attribute of a layer", "factor = 1.0", "factor = 1.5"),
     Change("a default of a forward", "by=1.0):\n        return F", "by=1.5):\n        return F"),
-    Change("an attribute of a layer", "self.k = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), 2.0", "self.k = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), 2.5"),
+    Change("an attribute of a layer", "nn.BatchNorm2d(4), 2.0", "nn.BatchNorm2d(4), 2.5"),
     Change("a buffer that is not saved", "torch.zeros(4, 1, 1)", "torch.ones(4, 1, 1)"),
     Change("a tensor that is no buffer", "torch.tensor(0.5)", "torch.tensor(0.75)"),
     Change("a padding", "nn.Conv2d(3, 3, 1)", "nn.Conv2d(3, 3, 1, bias=False)"),
     Change("an epsilon", "nn.BatchNorm2d(4)", "nn.BatchNorm2d(4, eps=1e-2)"),
     Change("a weight", learner=_of(lambda learn: learn.model.stem.weight, lambda p: p[0, 0].add_(1e-3))),
     Change("a running mean", learner=_of(lambda learn: learn.model.body.bn.running_mean, lambda b: b.add_(1e-3))),
-    Change("a cell", learner=_of(lambda learn: learn.dls.train.dataset.frame, lambda f: f.__setitem__("label", f["label"].shift(1, fill_value="cat")))),
+    Change("a cell", learner=_of(lambda learn: learn.dls.train.dataset.frame, _another_label)),
     Change("an array in place", learner=_of(lambda learn: learn.dls.valid.dataset.mean, lambda t: t.add_(1e-3))),
     Change("an attribute of a data set", learner=_of(lambda learn: learn.dls.train.dataset, lambda d: d.words.append("mat"))),
     Change("a precision", learner=lambda learn: learn.model.double() and _doubles(learn)),
