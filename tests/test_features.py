@@ -19,8 +19,8 @@ from fastai.callback.hook import ActivationStats
 from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import load_learner
+from fastai.data.core import DataLoaders, Pipeline, TfmdDL, Transform
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper, ranger
 from fastai.vision.augment import Flip
@@ -185,6 +185,32 @@ LOADERS = [weighted, of_torch, sampled, loaders_in_order, transformed]
 @pytest.mark.parametrize("dls", LOADERS, ids=lambda f: f.__name__)
 def test_items_come_in_the_order_the_loader_draws_them(dls):
     assert apart(*both(dls=dls)) == 0
+
+
+class OfOneSet(Transform):
+    """Doubles the items of one set, and counts how often it is asked."""
+
+    def __init__(self, split_idx):
+        super().__init__(split_idx=split_idx)
+
+    def encodes(self, x: torch.Tensor):
+        return x * 2 if x.is_floating_point() else x
+
+
+@pytest.mark.parametrize("split_idx", [0, 1])
+@pytest.mark.parametrize("at", ["after_item", "after_batch"])
+def test_transforms_of_one_set_are_not_used_for_the_other(split_idx, at):
+    def dls():
+        train, valid = images(14), images(6, 1)
+        train.split_idx, valid.split_idx = 0, 1
+        dls = fastai_loaders(train, valid)
+        for dl in dls.loaders:
+            setattr(dl, at, Pipeline([OfOneSet(split_idx)]))
+        return dls
+
+    uncached, cached = both(dls=dls)
+    assert apart(uncached, cached) == 0
+    assert uncached.recorder.values == cached.recorder.values
 
 
 def test_a_short_last_batch_ends_within_1e_6():

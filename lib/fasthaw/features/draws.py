@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from fastai.data.core import Pipeline
 from fastai.data.load import DataLoader
 from torch.utils import data as torch_data
 
@@ -51,7 +52,7 @@ def watched(loader):
     if isinstance(loader, DataLoader):
         loader.do_item = _Items(loader)
         loader.do_batch = _Part(loader.do_batch, "the collation of a batch")
-        loader.after_batch = _Steps(loader.after_batch)
+        loader.after_batch = _stage(loader.after_batch)
         return loader
     kind = _ManyAtOnce if hasattr(loader.dataset, "__getitems__") else _Dataset
     # A loader of torch's does not let its data set be replaced.
@@ -76,13 +77,17 @@ def _of_dataset(dataset) -> list:
     return [t for tl in lists for t in getattr(getattr(tl, "tfms", None), "fs", ())]
 
 
+def _stage(f):
+    return _Steps(f) if isinstance(f, Pipeline) else _Part(f, _named([f]))
+
+
 class _Items:
     """In place of a loader's `do_item`."""
 
     def __init__(self, loader) -> None:
         self._do, self._loader = loader.do_item, loader
         self._create, loader.create_item = loader.create_item, self._created
-        loader.after_item = _Steps(loader.after_item)
+        loader.after_item = _stage(loader.after_item)
 
     def __call__(self, s):
         return self._do(s)
@@ -94,28 +99,21 @@ class _Items:
         return _asked(read, who, s, lambda x: resized and all(map(_may_do_nothing, resized)) and _same(read, x))
 
 
-class _Steps:
-    """In place of a pipeline of transforms: each is asked."""
+class _Steps(Pipeline):
+    """In place of a pipeline of transforms: each is asked. A loader tells a pipeline for which set it works, so it is one."""
 
-    def __init__(self, pipe) -> None:
-        self._pipe = pipe
-
-    def __getattr__(self, name: str):
-        if name == "_pipe":
-            raise AttributeError(name)
-        return getattr(self._pipe, name)
+    def __init__(self, pipe: Pipeline) -> None:
+        vars(self).update(vars(pipe))
 
     def __call__(self, x):
-        fs = getattr(self._pipe, "fs", None)
-        if fs is None:
-            return self._one(self._pipe, x, {})
-        for f in fs:
-            x = self._one(f, x, {"split_idx": self._pipe.split_idx})
+        for f in self.fs:
+            x = self._one(f, x)
         return x
 
-    def _one(self, f, x, kwargs):
-        read = partial(f, x, **kwargs)
-        return _asked(read, _named([f]), None, lambda y: _idle(f, **kwargs) or (_may_do_nothing(f) and _same(read, y)))
+    def _one(self, f, x):
+        read = partial(f, x, split_idx=self.split_idx)
+        nothing = lambda y: _idle(f, self.split_idx) or (_may_do_nothing(f) and _same(read, y))  # noqa: E731
+        return _asked(read, _named([f]), without_effect=nothing)
 
 
 class _Part:
@@ -124,8 +122,8 @@ class _Part:
     def __init__(self, f, name: str) -> None:
         self._f, self._name = f, name
 
-    def __call__(self, x):
-        return _asked(partial(self._f, x), self._name)
+    def __call__(self, *args, **kwargs):
+        return _asked(partial(self._f, *args, **kwargs), self._name)
 
 
 class _Dataset:
@@ -199,7 +197,7 @@ def _put_back(before: tuple) -> None:
 
 def _named(fs: list) -> str:
     # fastai wraps a function in a transform that has its name.
-    names = [vars(f).get("_name") or getattr(f, "__name__", None) or type(f).__name__ for f in fs]
+    names = [getattr(f, "_name", None) or getattr(f, "__name__", None) or type(f).__name__ for f in fs]
     return " and ".join(dict.fromkeys(names))
 
 
