@@ -21,9 +21,11 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.data.core import DataLoaders, Pipeline, TfmdDL, Transform
+from fastai.data.transforms import IntToFloatTensor, ToTensor
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper, ranger
-from fastai.vision.augment import Flip
+from fastai.vision.augment import Flip, Resize
+from fastai.vision.core import PILImage
 from torch import nn
 from torch.utils import data as torch_data
 
@@ -746,6 +748,81 @@ def test_refused(case):
     assert not any("forward" in vars(m) for m in kept[0].model.modules())
 
 
+class DrawsAt(Items):
+    """Items of which one is drawn at random, from the generator named."""
+
+    def __init__(self, items, at, draw):
+        super().__init__(items)
+        self.at, self.draw = at, draw
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (x + float(self.draw()), y) if i == self.at else (x, y)
+
+
+DRAWS = {"Python": random.random, "NumPy": np.random.rand, "torch": lambda: torch.rand(())}
+
+
+def loaders_of_torch(train, valid, workers=0):
+    make = partial(torch_data.DataLoader, batch_size=4, num_workers=workers)
+    dls = DataLoaders(make(train, shuffle=True, drop_last=True), make(valid), device="cpu")
+    dls.n_inp = 1
+    return dls
+
+
+@pytest.mark.parametrize(
+    ("of", "whose"),
+    [
+        *((fastai_loaders, whose) for whose in DRAWS),
+        (loaders_of_torch, "torch"),
+        (partial(loaders_of_torch, workers=1), "NumPy"),
+    ],
+)
+def test_a_draw_of_one_item_is_refused_wherever_it_is(of, whose):
+    for train, valid, told in ((5, None, "training"), (None, 5, "validation")):
+        sets = DrawsAt(images(14), train, DRAWS[whose]), DrawsAt(images(6, 1), valid, DRAWS[whose])
+        with pytest.raises(
+            ValueError, match=rf"\(DrawsAt\) changes the {told} items at random \(.* state of {whose}( at item 5)?"
+        ) as caught:
+            trained(True, dls=lambda sets=sets: of(*sets))
+        assert ("views=k" in str(caught.value)) == (told == "training")
+
+
+class Private(Items):
+    """Each item another one each time, from a generator that nobody else sees."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + random.SystemRandom().random(), y
+
+
+def test_a_private_generator_is_found_by_reading_twice():
+    with pytest.raises(ValueError, match="something changes the training items at random"):
+        trained(True, dls=lambda: fastai_loaders(Private(images(14)), images(6, 1)))
+
+
+@pytest.mark.parametrize(("height", "refused"), [(48, False), (80, True)])
+def test_a_resize_that_cuts_at_random_is_refused_and_one_that_has_nothing_to_cut_is_not(height, refused):
+    g = np.random.default_rng(0)
+    pictures = [PILImage.create(g.integers(0, 255, (height, 48, 3), dtype=np.uint8)) for _ in range(14)]
+    steps = lambda: Pipeline([Resize(32), ToTensor(), IntToFloatTensor()])
+
+    def dls():
+        items = [(x, torch.tensor(i % 4)) for i, x in enumerate(pictures)]
+        return fastai_loaders(Items(items), Items(items[:6]), after_item=steps())
+
+    def cached():
+        dls_ = dls()
+        dls_.valid.dataset.split_idx, dls_.valid.after_item = 1, steps()
+        return trained(True, dls=lambda: dls_)
+
+    if refused:
+        with pytest.raises(ValueError, match="Resize changes the training items at random"):
+            cached()
+    else:
+        assert cached()[1].items == 20
+
+
 CONTRACTS = {
     "trained norms": (FreezeContract(norm_affine="trained"), "trains the norm layers of frozen groups"),
     "moving statistics": (FreezeContract(hold_stats="nowhere"), "hold_stats='nowhere'"),
@@ -799,7 +876,7 @@ def test_two_blocks_on_one_learner_are_an_error():
         pass
 
 
-BAD = {"views": 0, "dtype": torch.int8, "memory": -1}
+BAD = {"views": 0, "dtype": torch.int8, "memory": -1, "keep": 0, "data_id": ""}
 
 
 @pytest.mark.parametrize("name", BAD)

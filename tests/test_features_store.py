@@ -20,9 +20,9 @@ from fastai.vision.core import PILImage
 from PIL import Image
 from torch import nn
 
-from fasthaw.features import places, store
+from fasthaw.features import manifest, places, store
 from fasthaw.features.identity import identity
-from fasthaw.features.manifest import Column
+from fasthaw.features.manifest import Column, Damaged
 from fasthaw.features.store import Folder, in_memory
 from test_features import apart, fastai_loaders, halve, images, make, trained
 
@@ -250,6 +250,120 @@ def test_what_a_killed_fill_left_is_removed_by_the_next_and_what_lives_is_not(tm
     assert not run(tmp_path)[1].reused
     assert folders(tmp_path) == sorted([folder.name, alive.name])
     writer.release()
+
+
+def test_only_the_caches_used_last_are_kept_and_foreign_folders_stay(tmp_path):
+    foreign = tmp_path / ("f" * 32)
+    foreign.mkdir()
+    (foreign / "precious").write_text("mine")
+    names = []
+    for bs in (4, 3, 2):
+        run(tmp_path, dls=lambda bs=bs: fastai_loaders(images(14), images(6, 1), bs=bs), keep=2)
+        names += [n for n in folders(tmp_path) if n not in (*names, foreign.name)]
+    assert len(names) == 3 and folders(tmp_path) == sorted([*names[1:], foreign.name])
+    assert (foreign / "precious").read_text() == "mine"
+
+
+def test_a_cache_that_is_being_read_is_not_removed(tmp_path):
+    a, b = (Folder(tmp_path, k * 32) for k in "ab")
+    columns, rows = [Column((3,), torch.float32)], torch.randn(7, 3)
+    for folder in (a, b):
+        reading = a.tables(0)
+        with folder.writing(1, keep=1) as writer:
+            writer.table("t", columns, 7, [[rows]])
+        if folder is a:
+            reading = a.tables(0)
+    assert folders(tmp_path) == [a.path.name, b.path.name]
+    assert torch.equal(reading["t"].take(torch.tensor([6, 0]))[0], rows[[6, 0]])
+    del reading
+    b.tables(0)
+    with b.writing(1, keep=1) as writer:
+        writer.table("t", columns, 7, [[rows]])
+    assert folders(tmp_path) == [b.path.name]
+
+
+def test_what_was_replaced_while_it_was_read_goes_on_being_read(tmp_path):
+    rows, other = torch.randn(2, 7, 3)
+    for value in (rows, other):
+        folder = Folder(tmp_path, KEY)
+        table = folder.tables(0)
+        reading = table and table["t"]
+        with folder.writing(1) as writer:
+            writer.table("t", [Column((3,), torch.float32)], 7, [[value]])
+    assert torch.equal(reading.take(torch.arange(7))[0], rows)
+    assert torch.equal(folder.tables(0)["t"].take(torch.arange(7))[0], other)
+
+
+def test_a_run_that_looks_while_another_writes_gets_what_it_wrote(tmp_path):
+    first, second = Folder(tmp_path, KEY), Folder(tmp_path, KEY)
+    assert first.tables(0) is None and second.tables(0) is None
+    with first.writing(1) as writer:
+        writer.table("t", [Column((), torch.int64)], 3, [[torch.arange(3)]])
+    with second.writing(1) as nothing:
+        assert nothing is None
+    assert second.tables(0)["t"].take(torch.tensor([2]))[0].tolist() == [2]
+
+
+FORGED = {
+    "a path out of the folder": lambda about: about["tables"].__setitem__("../x", about["tables"].pop("t")),
+    "an absolute path": lambda about: about["tables"].__setitem__("/x", about["tables"].pop("t")),
+    "a dtype that is none": lambda about: about["tables"]["t"]["columns"][0].__setitem__("dtype", "load"),
+    "other shapes": lambda about: about["tables"]["t"]["columns"][0].__setitem__("shape", [9]),
+    "more rows": lambda about: about["tables"]["t"].__setitem__("n", 8),
+    "another format": lambda about: about.__setitem__("format", 1),
+    "another key": lambda about: about.__setitem__("key", "a" * 32),
+    "no tables": lambda about: about.__setitem__("tables", []),
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_manifest_whose_checksum_is_right_is_not_believed_all_the_same(tmp_path, how):
+    folder = Folder(tmp_path, KEY)
+    with folder.writing(1) as writer:
+        writer.table("t", [Column((3,), torch.float32)], 7, [[torch.randn(7, 3)]])
+    path = folder.path / "manifest.json"
+    about = json.loads(path.read_bytes())
+    del about["blake2b"]
+    FORGED[how](about)
+    path.write_bytes(manifest._text({"blake2b": manifest._digest(about), **about}))
+    with pytest.raises(Damaged):
+        folder.tables(10**6)
+
+
+def test_a_link_in_the_place_of_a_file_is_damage(tmp_path):
+    folder = Folder(tmp_path, KEY)
+    with folder.writing(1) as writer:
+        writer.table("t", [Column((3,), torch.float32)], 7, [[torch.randn(7, 3)]])
+    (folder.path / "t-0.npy").rename(tmp_path / "elsewhere")
+    (folder.path / "t-0.npy").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Damaged):
+        folder.tables(10**6)
+
+
+def test_a_directory_may_be_a_link_and_stays_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert not run(tmp_path / "link")[1].reused
+    assert run(tmp_path / "real")[1].reused
+    assert (tmp_path / "link").is_symlink() and len(folders(tmp_path / "real")) == 1
+
+
+def test_a_relative_directory_stays_where_it_was_when_it_was_named(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    run("cache", lambda learn: os.chdir(tmp_path / "b"))
+    assert folders(tmp_path / "a") == ["cache"] and folders(tmp_path / "b") == []
+
+
+def test_without_locks_nothing_is_removed_or_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "fcntl", None)
+    run(tmp_path)
+    (folder,) = caches(tmp_path)
+    other = tmp_path / f"{folder.name}.{'a' * 8}.partial"
+    folder.rename(other)
+    assert not run(tmp_path)[1].reused and run(tmp_path)[1].reused
+    assert folders(tmp_path) == [folder.name, other.name]
 
 
 BOUNDED = """

@@ -46,7 +46,7 @@ def run(scale: float, seed: int) -> list[Row]:
         return [
             flipped(root / "rows", chance, count(500, scale), "*.npy"),
             flipped(root / "manifest", chance, count(500, scale), "manifest.json"),
-            changed(root / "changes", chance, count(len(CHANGES) + len(VIEWS), scale)),
+            changed(root / "changes", chance, max(4, count(len(CHANGES) + len(VIEWS), scale))),
             together(root / "processes", rounds, "two processes", _forked),
             together(root / "threads", rounds, "two threads", _in_thread),
             together(root / "namespaces", rounds, "two pid namespaces", _in_namespace),

@@ -51,20 +51,32 @@ def cached_features(
     `report`: what was cached, and how one batch that was run both ways compares.
 
     Args:
-        directory: where finished caches are kept on disk, to be used again by later runs on the same weights, data and
-            transforms; without one they are in memory and gone on leaving.
+        directory: where finished caches are kept on disk, to be used again by later runs on the same weights, data, code and
+            settings; without one they are in memory and gone on leaving. A folder for caches alone: never the working
+            directory, home or the root. Only what is proved to be a cache of fasthaw is ever removed from it. Files of the
+            data set count with their contents, which are read once for the key, also where a cache is used again.
         memory: how many gigabytes a cache may take in memory. A larger one is read from `directory` as it is needed.
         dtype: what features are kept in; float16 and bfloat16 halve the size and round. By default as computed.
         views: how many random draws of each training item are cached, one an epoch in turn, for data with random transforms.
-        data_id: a name for data and transforms in the key on disk, for data sets that nothing tells apart.
+        data_id: a name that stands in the key on disk for the data set, its files, its code, its transforms and their order.
+            You promise that they are the same wherever the name is: nothing of them is looked at but the number of items,
+            the size of a batch and, before a cache is used again, the first batch. For data that nothing tells apart, such
+            as items that come from a database or are read from files which the data set does not name; without it such
+            data are refused. The network is looked at all the same.
         fast_fill: fill with folded BatchNorm and channels last, several times as fast on some networks. Features then differ
             in their last digits, and so do the weights in the end: compare metrics.
+        keep: how many finished caches are left in the directory, those used last; `None` keeps all. As many as a plan has
+            cached stages, or they push each other out. One that a run is reading or writing stays.
         required: whether a fit that cannot be cached is an error; `False` warns with the reason and fits without, as around
             `learn.fine_tune`, whose second part freezes nothing.
 
     Raises (in a fit, before anything is trained):
         ValueError: the fit cannot be cached without changing what it learns; the message says why, and the ways out.
-        OSError: the disk is full.
+        OSError: the disk is full, or the directory may not be read or written.
+
+    Raises (at once):
+        TypeError: `directory` is no path.
+        ValueError: it names no place, or one that is no folder for caches alone.
     """
     wanted(Learner, learn, "cached_features takes a fastai Learner")
     flag(required, "required")

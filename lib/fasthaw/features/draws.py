@@ -112,7 +112,7 @@ class _Steps(Pipeline):
 
     def _one(self, f, x):
         read = partial(f, x, split_idx=self.split_idx)
-        nothing = lambda y: _idle(f, self.split_idx) or (_may_do_nothing(f) and _same(read, y))  # noqa: E731
+        nothing = lambda y: _idle(f, self.split_idx) or (_may_do_nothing(f, self.split_idx) and _same(read, y))  # noqa: E731
         return _asked(read, _named([f]), without_effect=nothing)
 
 
@@ -175,9 +175,13 @@ def _idle(f, split_idx: int | None = None) -> bool:
     )
 
 
-def _may_do_nothing(f) -> bool:
-    """Whether a draw may be without effect: fastai's `Resize` draws where to cut also where nothing is cut."""
-    return is_random(f) and (f.p == 0 or type(f).__name__ == "Resize")
+def _may_do_nothing(f, split_idx: int | None = None) -> bool:
+    """Whether draws of a transform of fastai's may be without effect, which is then tried.
+
+    `Resize` draws where to cut also where nothing is cut, and what warps draws for validation items, which it leaves alone.
+    """
+    ours = is_random(f) and type(f).__module__.startswith("fastai.")
+    return ours and (f.p == 0 or type(f).__name__ == "Resize" or bool(split_idx))
 
 
 def _same(read, first) -> bool:
