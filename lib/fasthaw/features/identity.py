@@ -228,7 +228,7 @@ def _more(value) -> dict | None:
 
 
 def _parts_of_tensor(value: Tensor) -> tuple:
-    t = value.detach().as_subclass(Tensor)
+    t = value.detach() if type(value) in (Tensor, nn.Parameter) else value.detach().as_subclass(Tensor)
     if t.is_meta:
         raise TypeError("a tensor on the meta device holds no numbers")
     if t.layout != torch.strided:
@@ -350,7 +350,7 @@ def _is_whole(value) -> bool:
 def _pickled(value) -> Iterable:
     try:
         reduced = value.__reduce_ex__(4)
-    except (TypeError, pickle.PicklingError, NotImplementedError) as e:
+    except (TypeError, pickle.PicklingError, RuntimeError) as e:  # RuntimeError: torch of what it compiled
         raise TypeError(f"nothing tells one {type(value).__name__} from another") from e
     if isinstance(reduced, str):
         return (Word(reduced),)
