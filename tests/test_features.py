@@ -19,9 +19,9 @@ from fastai.callback.hook import ActivationStats
 from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.learner import load_learner
 from fastai.data.core import DataLoaders, Pipeline, TfmdDL, Transform
 from fastai.data.transforms import IntToFloatTensor, ToTensor
+from fastai.learner import load_learner
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, OptimWrapper, ranger
 from fastai.vision.augment import Flip, Resize
