@@ -356,7 +356,7 @@ def test_ctrl_c_gives_muted_dropout_back():
 # Resuming
 
 
-@pytest.mark.parametrize("epochs_done, opt", [*((n, "adam") for n in range(8)), (3, "torch"), (4, "ranger")])
+@pytest.mark.parametrize("epochs_done, opt", [*((n, "adam") for n in range(1, 8)), (3, "torch"), (4, "ranger")])
 def test_a_resumed_run_ends_in_the_bits_of_an_undisturbed_one(epochs_done, opt, tmp_path):
     want, path = make(FrozenEval(), opt=opt), tmp_path / "run.pt"
     fit_plan(want, STAGED)
@@ -391,10 +391,11 @@ fit_plan(make(), STAGED, checkpoint={str(path)!r}, cbs=Kill())
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt", "run.pt.fasthaw-lock"]
     want, learn = make(), make()
     fit_plan(want, STAGED)
     record = fit_plan(learn, STAGED, checkpoint=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
     assert weights(learn) == weights(want)
     assert record.resumed == "Resumed in stage 2 after epoch 2."
 

@@ -202,8 +202,10 @@ class UnfreezeAt(Callback):
                 f"UnfreezeAt's epoch {shown(min(late))} is never reached: this fit has {self.learn.n_epoch} epochs, counted "
                 "from 0. Train longer, or leave the epoch out"
             )
-        if 0 in self.epochs:
-            self._select(self.epochs[0])
+        # A fit that is taken up begins at a later epoch than 0, in what was selected last.
+        due = [epoch for epoch in self.epochs if epoch <= self.learn.epoch]
+        if due:
+            self._select(self.epochs[max(due)])
 
     def before_epoch(self) -> None:
         if self.learn.epoch not in self.epochs or _only_validates(self.learn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from fastai.learner import Learner
 from fastai.optimizer import Lookahead, OptimWrapper
 from torch import Tensor
@@ -55,6 +56,14 @@ def load_opt(learn: Learner, state: Mapping) -> None:
         opt.state[p] = {k: v.to(p.device, copy=True) if isinstance(v, Tensor) else v for k, v in saved.items()}
 
 
+def has_trained(opt) -> bool:
+    """Whether an optimizer has the state of a step for any parameter."""
+    while isinstance(opt, Lookahead):
+        opt = opt.opt
+    state = opt.opt.state if isinstance(opt, OptimWrapper) else opt.state
+    return any(isinstance(v, Tensor) for kept in state.values() for v in kept.values())
+
+
 def check_optimizer(learn: Learner, state: Mapping) -> None:
     """Raise ValueError where the learner's optimizer is of another kind than that of `opt_state`, or in another order."""
     if _kind(learn.opt) != state["kind"]:
@@ -72,6 +81,67 @@ def check_optimizer(learn: Learner, state: Mapping) -> None:
                 f"parameter group {i} of the optimizer differs from the checkpoint's in {', '.join(odd[:3])}: "
                 "they were made with different splitters"
             )
+    opt = learn.opt
+    while isinstance(opt, Lookahead):
+        for name, p, slow in _aligned(opt, here, state["slow_weights"] or []):
+            _check_shape("the slow weight", name, p, {"": slow})
+        opt = opt.opt
+    if isinstance(opt, OptimWrapper):
+        _check_torch(opt.opt, here, state["own"])
+    else:
+        _check_fastai(opt, here, state["own"])
+
+
+def _check_fastai(opt, names: list[list[str]], own: Mapping) -> None:
+    params = [p for ps in opt.param_lists for p in ps]
+    if len(own["state"]) != len(params) or len(own["hypers"]) != len(opt.hypers):
+        raise ValueError(
+            f"the checkpoint holds the optimizer's state of {len(own['state'])} parameters and {len(own['hypers'])} groups; "
+            f"here are {len(params)} and {len(opt.hypers)}"
+        )
+    for i, (hypers, saved) in enumerate(zip(opt.hypers, own["hypers"], strict=True)):
+        if odd := sorted(hypers.keys() ^ saved.keys()):
+            raise ValueError(
+                f"group {i} of the optimizer has the settings {', '.join(hypers)}, and the checkpoint's {', '.join(saved)}: "
+                f"they differ in {', '.join(odd)}"
+            )
+    for name, p, saved in zip((n for ns in names for n in ns), params, own["state"], strict=True):
+        _check_shape("the optimizer's state", name, p, saved)
+
+
+def _check_torch(opt: torch.optim.Optimizer, names: list[list[str]], own: Mapping) -> None:
+    sizes, saved = [len(g["params"]) for g in opt.param_groups], [len(g["params"]) for g in own["param_groups"]]
+    if sizes != saved:
+        raise ValueError(f"the torch optimizer's groups have {sizes} parameters, and the checkpoint's {saved}")
+    params = [p for g in opt.param_groups for p in g["params"]]
+    if odd := own["state"].keys() - set(range(len(params))):
+        raise ValueError(
+            f"the checkpoint holds the optimizer's state of parameters that do not exist: {sorted(odd)[:3]}"
+        )
+    flat = [n for ns in names for n in ns]
+    for i, kept in own["state"].items():
+        _check_shape("the optimizer's state", flat[i], params[i], kept)
+
+
+def _check_shape(what: str, name: str, p: Tensor, saved: Mapping) -> None:
+    """A tensor with as many dimensions as its parameter has that shape, or 1 in places (Adafactor)."""
+    for key, t in saved.items():
+        same = isinstance(t, Tensor) and t.dim() == p.dim() and t.dim()
+        if same and any(a not in (1, b) for a, b in zip(t.shape, p.shape, strict=True)):
+            raise ValueError(
+                f"{what} of {name} is {f'{key} ' if key else ''}{tuple(t.shape)} in the checkpoint, and the parameter "
+                f"{tuple(p.shape)} here"
+            )
+
+
+def _aligned(opt: Lookahead, names: list[list[str]], slow: list) -> list[tuple[str, Tensor, Tensor]]:
+    sizes = [len(ss) for ss in slow]
+    if slow and sizes != [len(ps) for ps in opt.param_lists]:
+        raise ValueError(
+            f"the checkpoint holds slow weights for groups of {sizes} parameters, which are not those here"
+        )
+    rows = zip(names, opt.param_lists, slow, strict=False)
+    return [row for group in rows for row in zip(*group, strict=True)]
 
 
 def _kind(opt) -> str:

@@ -6,9 +6,7 @@ position and loads into another network without a word.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from fastai.learner import Learner
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from ..modules import unwrap
 from .optimizer import check_optimizer, load_opt, opt_state
 from .plain import plain
-from .randomness import random_state, set_random_state
+from .randomness import check_random_state, random_state, set_random_state
 
 
 def snapshot(learn: Learner) -> dict:
@@ -30,7 +28,7 @@ def snapshot(learn: Learner) -> dict:
     return {
         "model": plain(dict([*model.named_parameters(), *model.named_buffers()])),
         # Between two batches gradients are None or zeros, so zeros are told by None and not stored.
-        "grads": {n: p.grad.detach().cpu() if p.grad.any() else None for n, p in _with_grad(model)},
+        "grads": {n: plain(p.grad) if p.grad.any() else None for n, p in _with_grad(model)},
         "opt": None if learn.opt is None else opt_state(learn),
         "random": random_state(learn),
     }
@@ -40,19 +38,14 @@ def put_back(learn: Learner, state: Mapping) -> None:
     """Give `learn` the weights, buffers, gradients, optimizer state and random states of a `snapshot`, in place.
 
     Raises (before anything is changed):
-        ValueError: the names or shapes of the tensors differ, or the optimizer's kind or order of parameters.
+        ValueError: names, shapes or dtypes of the tensors differ, or the optimizer's kind, settings or order of parameters,
+            or the random generators of the data loaders.
     """
+    check_fits(learn, state)
+    _agree_on_opt(learn, state["opt"])
     model = unwrap(learn.model)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    _check_same(tensors, state["model"])
-    if state["opt"] is None:
-        learn.opt = None
-    elif learn.opt is None:
-        learn.create_opt()
-    if learn.opt is not None:
-        check_optimizer(learn, state["opt"])
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             tensor.copy_(state["model"][name])
     for name, p in model.named_parameters():
         grad = state["grads"].get(name)
@@ -68,23 +61,29 @@ def put_back(learn: Learner, state: Mapping) -> None:
     set_random_state(learn, state["random"])
 
 
-def save(path: Path, state: Mapping) -> None:
-    """Write `state` to `path` so that the file is at any moment the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def check_fits(learn: Learner, state: Mapping) -> None:
+    """Raise ValueError where `put_back` would refuse; an optimizer that does not exist yet is not made for it."""
+    model = unwrap(learn.model)
+    params = dict(model.named_parameters())
+    _check_same({**params, **dict(model.named_buffers())}, state["model"])
+    _check_grads(params, state["grads"])
+    check_random_state(learn, state["random"])
+    if learn.opt is not None and state["opt"] is not None:
+        check_optimizer(learn, state["opt"])
+
+
+def _agree_on_opt(learn: Learner, saved: Mapping | None) -> None:
+    """An optimizer like the saved one, or none where there was none; the learner's own again where it is of another kind."""
+    own, lr = learn.opt, learn.lr
     try:
-        with open(temporary, "wb") as file:
-            torch.save(plain(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(path: Path) -> dict:
-    """What `save` wrote; tensors in main memory."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+        if saved is None:
+            learn.opt = None
+        elif own is None:
+            learn.create_opt()
+            check_optimizer(learn, saved)
+    except BaseException:
+        learn.opt, learn.lr = own, lr
+        raise
 
 
 def _with_grad(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -104,4 +103,22 @@ def _check_same(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> N
             raise ValueError(
                 f"the checkpoint is of another network: {name} is {tuple(tensor.shape)} here and "
                 f"{tuple(saved[name].shape)} in it"
+            )
+        if tensor.dtype != saved[name].dtype:
+            raise ValueError(
+                f"the checkpoint is of a network in another precision: {name} is {tensor.dtype} here and "
+                f"{saved[name].dtype} in it. Convert the network first"
+            )
+
+
+def _check_grads(params: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor | None]) -> None:
+    for name, grad in saved.items():
+        if name not in params:
+            raise ValueError(
+                f"the checkpoint is of another network: it has a gradient of {name}, which is not in this one"
+            )
+        if grad is not None and (grad.shape, grad.dtype) != (params[name].shape, params[name].dtype):
+            raise ValueError(
+                f"the checkpoint is of another network: the gradient of {name} is {tuple(grad.shape)} {grad.dtype} in it, "
+                f"and the parameter {tuple(params[name].shape)} {params[name].dtype} here"
             )

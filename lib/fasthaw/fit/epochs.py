@@ -1,14 +1,23 @@
-"""Callbacks of a plan's run: stop at a non-finite loss, keep the last good epoch, take up a fit where it stopped."""
+"""Callbacks of a plan's run: stop at a non-finite loss, keep the last good epoch, take up a fit where it stopped.
+
+fastai's `start_epoch` fires the events of the epochs that it skips, and callbacks act on them again: here those epochs do
+not happen (`epochs_from`), and what has to know of them is told (`TakeUp`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException, TrainEvalCallback
+from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Learner
+from fastcore.foundation import L
 
-from ..checkpoint import random_state, set_random_state, snapshot
+from ..checkpoint import set_random_state, snapshot
+from .carried import give_back
 
 
 class StopAtNonFinite(Callback):
@@ -58,33 +67,88 @@ class KeepEpochs(Callback):
             self.keep(snapshot(self.learn), done)
 
 
-class TakeUp(Callback):
-    """Let the skipped epochs of a resumed fit show their own values, then go on with the random states of back then."""
+class AtEpoch(Callback):
+    """Let the fit begin at epoch `start`: callbacks that ask in `before_fit` which epoch it is get the right answer."""
 
-    order = -1000  # before any callback may draw a random number
+    order = TrainEvalCallback.order + 0.5  # it counts from 0
 
     def __init__(self, start: int) -> None:
         self.start = start
 
     def before_fit(self) -> None:
-        self._random = random_state(self.learn)
+        self.learn.epoch, self.learn.train_iter = self.start, self.start * len(self.learn.dls.train)
+        self.learn.pct_train = self.start / self.learn.n_epoch
+
+
+class TakeUp(Callback):
+    """Tell recorder, loggers and trackers of the epochs before, and give callbacks what they carried on from them."""
+
+    order = 1000  # after each of them has begun its fit
+
+    def __init__(self, history: Sequence[dict], carried: Mapping) -> None:
+        self.history, self.carried = history, carried
+
+    def before_fit(self) -> None:
+        give_back(self.learn, self.carried)
+        recorder = vars(self.learn).get("recorder")
+        if recorder is None:
+            return
+        names = [n for n in recorder.metric_names[1:] if not (recorder.add_time and n == "time")]
+        trackers = [cb for cb in self.learn.cbs.sorted("order") if isinstance(cb, TrackerCallback) and cb.run]
+        for epoch, values in enumerate(self.history):
+            row = L(values.get(n) for n in names)
+            recorder.values.append(row)
+            recorder.iters.append(recorder.smooth_loss.count)
+            self.learn.final_record = row.copy()
+            recorder.log = L(epoch) + row + (L("-") if recorder.add_time else L())
+            self.learn.logger(recorder.log)
+            for tracker in trackers:
+                _remember(tracker)
+
+
+class SameRandomNumbers(Callback):
+    """Begin the first epoch with the random states of back then, whatever was drawn on the way there."""
+
+    order = -1000  # before any callback may draw a random number
+
+    def __init__(self, random: Mapping) -> None:
+        self.random = random
 
     def before_epoch(self) -> None:
-        if self.learn.epoch == self.start:
-            set_random_state(self.learn, self._random)
+        random, self.random = self.random, None
+        if random is not None:
+            set_random_state(self.learn, random)
 
 
-class ShowSkipped(Callback):
-    """Give fastai's recorder, which stays empty in skipped epochs, the values that they had."""
+@contextmanager
+def epochs_from(learn: Learner, start: int) -> Iterator[None]:
+    """Within it a fit of the learner has its epochs from `start` on alone."""
+    before = vars(learn).get("_do_fit")
+    learn._do_fit = partial(_fit_from, learn, start)
+    try:
+        yield
+    finally:
+        del learn._do_fit
+        if before is not None:
+            learn._do_fit = before
 
-    order = 65  # between the recorder (50) and SkipToEpoch (70)
 
-    def __init__(self, history: Sequence[dict]) -> None:
-        self.history = history
+def _fit_from(learn: Learner, start: int) -> None:
+    """`Learner._do_fit` with another first epoch."""
+    for epoch in range(start, learn.n_epoch):
+        learn.epoch = epoch
+        learn._with_events(learn._do_epoch, "epoch", CancelEpochException)
 
-    def before_epoch(self) -> None:
-        if self.learn.epoch < len(self.history):
-            self.learn.recorder.log += list(self.history[self.learn.epoch].values())
+
+def _remember(tracker: TrackerCallback) -> None:
+    """What a tracker knows after an epoch whose values the recorder has; it does not act on them again."""
+    if tracker.learn.recorder.values[-1][tracker.idx] is None:  # a metric that the run did not have then
+        return
+    TrackerCallback.after_epoch(tracker)
+    if hasattr(tracker, "wait"):
+        tracker.wait = 0 if tracker.new_best else tracker.wait + 1
+        if isinstance(tracker, ReduceLROnPlateau) and tracker.wait >= tracker.patience:
+            tracker.wait = 0
 
 
 def epoch_values(learn: Learner, since: int) -> list[dict]:

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from weakref import WeakSet
 
+import torch
 from fastai.callback import schedule  # noqa: F401 (adds fit_one_cycle to Learner)
 from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 
 from ..callbacks import FreezeProof, FrozenEval, given
-from ..checkpoint import load, put_back, save, snapshot
+from ..checkpoint import (
+    check_fits,
+    check_replaceable,
+    has_trained,
+    load,
+    only_writer,
+    place_of,
+    put_back,
+    save,
+    snapshot,
+)
 from ..features import CachedFeatures, cached_features
-from ..freezing import frozen, train_only
+from ..freezing import FreezeContract, frozen, train_only
 from ..groups import UNLISTED, LayerGroup
+from ..modules import unwrap
 from ..plan import Plan, Stage, check
 from ..splitters import layer_groups
 from ..undo import Undone
-from ..words import a_path, flag, wanted
-from .epochs import KeepEpochs, ShowSkipped, StopAtNonFinite, TakeUp, epoch_values
+from ..words import shown, wanted
+from .carried import StateOfCallbacks, carried, check_callbacks
+from .epochs import AtEpoch, KeepEpochs, SameRandomNumbers, StopAtNonFinite, TakeUp, epoch_values, epochs_from
 from .rates import lrs
 from .record import RunRecord, StageRecord, from_plain, to_plain
+from .same_run import SameRun
+
+# Learners that have finished a run with a checkpoint: only what they do after it can be further training.
+_finished: WeakSet[Learner] = WeakSet()
 
 
 def fit_plan(
     learn: Learner,
     plan: Plan,
     *,
-    checkpoint: str | Path | None = None,
-    resume: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool | str = True,
     cbs: Callback | Sequence[Callback] | None = (),
 ) -> RunRecord:
     """Train `learn` stage by stage and return what was done, with the proof of what was frozen.
@@ -42,43 +62,50 @@ def fit_plan(
     to train, and the contract is the learner's own. A copy of the state after the last epoch is kept in main memory. An
     interruption (Ctrl-C) goes through; the learner can be used again, with the weights that it had come to.
 
-    With `checkpoint`, a file or an existing directory, the state at the start and after each epoch is written there, and
-    the same call goes on from it after an interruption; `resume=False` begins anew. A run taken up again ends in the same
-    bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or the data loaders, callbacks keep
-    nothing from one epoch to the next (fp16's loss scale begins anew), and kernels are deterministic. Only fastai's running
-    mean, which is what it shows as the training loss, starts afresh.
+    With `checkpoint`, a file or an existing directory, the state after each epoch is written there, and the same call goes
+    on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A run
+    taken up again ends in the same bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or
+    the data loaders, and kernels are deterministic. Epochs of before do not happen again: no callback sees them, but loggers
+    get their rows, and `EarlyStopping` and `ReduceLROnPlateau` their values. Counters of other callbacks begin anew; a
+    callback that keeps weights or random generators of its own is refused with a checkpoint. Only fastai's running mean,
+    which is what it shows as the training loss, starts afresh.
+
+    A checkpoint knows its run: plan, data and split (labels and paths whole; large inputs and the content of files by a
+    spread sample; no item is read), batch size, loss, the network's code and configuration, contract, inserted dropout,
+    precision and optimizer settings. Another run is refused, with both sides; `resume="anyway"` warns and goes on. Other
+    metrics are a warning. Where the run is finished nothing is trained, and a learner that has been trained further since
+    is refused as well: `resume="anyway"` gives it the finished weights.
 
     Raises:
         ValueError, TypeError (before the first batch): a stage that does not fit the layer groups, an optimizer without
-            momentum, or a checkpoint of another plan, network or optimizer.
+            momentum, a checkpoint that is damaged or of another run, network or optimizer, or that another run is writing.
+            After the first epoch, with the learner as it was: a callback whose state no checkpoint holds, as far as it
+            could not be seen before.
+        OSError: the checkpoint's place may not be written (before the first batch), or its disk is full.
         FloatingPointError: the loss was not finite; the learner is as it was after the last good epoch.
     """
     wanted(Learner, learn, "fit_plan takes a fastai Learner and a plan")
-    flag(resume, "resume")
+    if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "anyway"):
+        raise ValueError(f"resume is True, False or 'anyway'; {shown(resume)} came")
     cbs = given(cbs)
-    if checkpoint is not None:
-        checkpoint = a_path(checkpoint, "checkpoint is a file to write, or a directory that exists")
     groups = listed_groups(learn)
     check(plan, [g.name for g in groups])
-    if learn.opt is None:
-        learn.create_opt()
-    if any("mom" not in h for h in learn.opt.hypers):
-        raise ValueError(
-            f"fit_one_cycle schedules momentum, and {type(learn.opt).__name__} has none called 'mom'; use an optimizer "
-            "with momentum, such as fastai's Adam"
-        )
-    run, logger = _Run(learn, plan, None if checkpoint is None else _file(checkpoint)), learn.logger
-    with _callbacks(learn, cbs) as (holder, proof):
-        if resume and run.path is not None and run.path.exists():
-            run.take_up(learn.cbs)
-        else:
-            run.keep(snapshot(learn), epoch=0)
+    path = None if checkpoint is None else place_of(checkpoint)
+    with ExitStack() as stack:
+        if path is not None and _writes():
+            stack.enter_context(only_writer(path))
+        if path is not None and resume is False:
+            check_replaceable(path)
+        holder, proof = stack.enter_context(_callbacks(learn, cbs))
+        run, logger = _begun(learn, plan, path, holder, resume), learn.logger
         try:
             while run.stage < len(plan):
                 run.run_stage(plan.stages[run.stage], holder, proof)
         except BaseException:
             _tidy(learn, holder, logger)
             raise
+    if path is not None:
+        _finished.add(learn)
     return RunRecord(tuple(run.records), run.resumed)
 
 
@@ -87,31 +114,103 @@ def listed_groups(learn: Learner) -> list[LayerGroup]:
     return [g for g in layer_groups(learn) if g.name != UNLISTED]
 
 
+def _begun(learn: Learner, plan: Plan, path: Path | None, holder: FrozenEval, resume: bool | str) -> _Run:
+    """A run at its start, or where its checkpoint was written; after a refusal the learner has the optimizer it had."""
+    opt, lr = learn.opt, learn.lr
+    try:
+        if opt is None:
+            learn.create_opt()
+        if any("mom" not in h for h in learn.opt.hypers):
+            raise ValueError(
+                f"fit_one_cycle schedules momentum, and {type(learn.opt).__name__} has none called 'mom'; use an optimizer "
+                "with momentum, such as fastai's Adam"
+            )
+        run = _Run(learn, plan, path, holder.contract)
+        if path is not None:
+            check_callbacks(learn)
+        if resume and path is not None and path.exists():
+            run.take_up(learn.cbs, anyway=resume == "anyway")
+        else:
+            run.keep(snapshot(learn), epoch=0)
+    except BaseException:
+        learn.opt, learn.lr = opt, lr
+        raise
+    return run
+
+
 class _Run:
     """Where a run is: the stage and epoch, the records so far, and the last good state."""
 
-    def __init__(self, learn: Learner, plan: Plan, path: Path | None) -> None:
+    def __init__(self, learn: Learner, plan: Plan, path: Path | None, contract: FreezeContract) -> None:
         self.learn, self.plan, self.path = learn, plan, path
         self.stage, self.epoch, self.resumed = 0, 0, ""
         self.records: list[StageRecord] = []
         self.history: list[dict] = []
         self.seconds = 0.0
+        self.trains: list[str] = []
+        self.carried: dict = {}
+        names = [g.name for g in listed_groups(learn)]
+        self.same = None if path is None else SameRun(learn, plan, names, contract)
+        self.watch = None if path is None else StateOfCallbacks(learn)
 
-    def take_up(self, cbs: Sequence[Callback]) -> None:
+    def take_up(self, cbs: Sequence[Callback], *, anyway: bool) -> None:
         """Go to where the checkpoint was written."""
         saved = load(self.path)
-        self._check_same(saved["run"])
+        differences = self.same.differences(saved["run"])
+        if not anyway and any(d.startswith(("its plan", "its groups", "its batches")) for d in differences):
+            raise self._another(differences)
+        check_fits(self.learn, saved["state"])
+        if differences and not anyway:
+            raise self._another(differences)
+        self._check_place(saved)
         if saved["epoch"] and any(isinstance(cb, SaveModelCallback) for cb in cbs):
             raise ValueError(
                 f"{self.path} was written inside a stage, and SaveModelCallback knows no best model from before; run "
                 "without it, or begin anew with resume=False"
             )
+        if saved["stage"] == len(self.plan) and not anyway:
+            self._check_not_trained_further(saved["state"]["model"])
+        for told in (*differences, self.same.other_metrics(saved["run"])):
+            if told:
+                warnings.warn(f"{self.path}: {told}", stacklevel=4)
         put_back(self.learn, saved["state"])
         self.stage, self.epoch, self.records = saved["stage"], saved["epoch"], from_plain(saved["records"])
         self.history, self.seconds, self.last = saved["history"], saved["seconds"], saved["state"]
+        self.trains, self.carried = saved["trains"], saved["carried"]
         self.where = f"the checkpoint {self.path}"
         place = f"in stage {self.stage + 1} after epoch {self.epoch}" if self.epoch else f"at stage {self.stage + 1}"
         self.resumed = f"Resumed {'at its end' if self.stage == len(self.plan) else place}."
+
+    def _another(self, differences: list[str]) -> ValueError:
+        hint = ""
+        if any(d.startswith(("its training data", "its validation data")) for d in differences):
+            hint = (
+                " (a random split without a seed gives other items each time: items to validate with have been trained)"
+            )
+        return ValueError(
+            f"{self.path} belongs to another run: {'; '.join(differences[:5])}{hint}. Give the same plan and data, another "
+            "checkpoint, resume=False to begin anew, or resume='anyway' to go on from it all the same"
+        )
+
+    def _check_place(self, saved: Mapping) -> None:
+        stage, epoch, n = saved["stage"], saved["epoch"], len(self.plan)
+        if not 0 <= stage <= n or (stage == n and epoch) or (epoch and epoch >= self.plan.stages[stage].epochs):
+            raise ValueError(
+                f"{self.path} was written in stage {stage + 1} after epoch {epoch}, which this plan does not have; give the "
+                "plan of that run, another checkpoint, or resume=False to begin anew"
+            )
+
+    def _check_not_trained_further(self, finished: Mapping) -> None:
+        if not (self.learn in _finished or has_trained(self.learn.opt)):
+            return
+        model = unwrap(self.learn.model)
+        tensors = dict([*model.named_parameters(), *model.named_buffers()])
+        if any(not torch.equal(t.detach().cpu(), finished[n]) for n, t in tensors.items()):
+            raise ValueError(
+                f"the run in {self.path} is finished, and the weights of this learner are others: it has been trained since. "
+                "Give another checkpoint or resume=False to run the plan on them, or resume='anyway' to train nothing and "
+                "take the finished weights"
+            )
 
     def run_stage(self, stage: Stage, holder: FrozenEval, proof: FreezeProof) -> None:
         """Train the stage from where the run is, and go to the next one."""
@@ -120,10 +219,18 @@ class _Run:
         trained = tuple(g.name for g, is_frozen in zip(groups, frozen(groups), strict=True) if not is_frozen)
         guard, own, self.begun = StopAtNonFinite(), holder.contract, time.perf_counter()
         holder.contract = stage.contract or own
+        skips = nullcontext()
+        if self.epoch:
+            skips = epochs_from(learn, self.epoch)
+            for name, p in unwrap(learn.model).named_parameters():
+                p.requires_grad_(name in self.trains)  # callbacks had unfrozen more, or less
         try:
-            cbs = [guard, *self._followers()]
-            with _cache(learn, stage):
-                learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=cbs, start_epoch=self.epoch)
+            with _cache(learn, stage), skips:
+                learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=[guard, *self._followers()])
+        except ValueError:
+            if self.watch is not None and self.watch.refused:
+                put_back(learn, self.last)
+            raise
         finally:
             holder.contract = own
         _plain_hypers(learn.opt)
@@ -142,10 +249,11 @@ class _Run:
             self.keep(state, epoch=done)
 
         cbs = [KeepEpochs(epoch_done, self.epoch)]
+        if self.watch is not None:
+            cbs.append(self.watch)
         if self.epoch:
-            cbs.append(TakeUp(self.epoch))
-            if "recorder" in vars(self.learn):
-                cbs.append(ShowSkipped(tuple(self.history)))
+            cbs += [AtEpoch(self.epoch), TakeUp(tuple(self.history), self.carried)]
+            cbs.append(SameRandomNumbers(self.last["random"]))
         return cbs
 
     def _note(self) -> None:
@@ -158,17 +266,19 @@ class _Run:
         self.last, self.epoch = state, epoch
         at_start = f"the end of stage {self.stage}" if self.stage else "the start of the run"
         self.where = f"stage {self.stage + 1}, epoch {epoch}" if epoch else at_start
-        if self.path is None:
+        if self.path is None or not (self.stage or epoch) or not _writes():
             return
         save(
             self.path,
             {
-                "run": self._identity(),
+                "run": self.same.saved(),
                 "stage": self.stage,
                 "epoch": epoch,
                 "records": to_plain(self.records),
                 "history": self.history,
                 "seconds": self.seconds,
+                "trains": [n for n, p in unwrap(self.learn.model).named_parameters() if p.requires_grad],
+                "carried": carried(self.learn),
                 "state": state,
             },
         )
@@ -179,19 +289,6 @@ class _Run:
             f"the loss was not finite in stage {self.stage + 1} ({stage.title}), {found}. The learner is as it was at "
             f"{self.where}. Lower the rate ({stage!r}) or look at the batch"
         )
-
-    def _identity(self) -> dict:
-        names = [g.name for g in listed_groups(self.learn)]
-        return {"plan": repr(self.plan), "groups": names, "batches": len(self.learn.dls.train)}
-
-    def _check_same(self, saved: dict) -> None:
-        here = self._identity()
-        for what, came in saved.items():
-            if came != here[what]:
-                raise ValueError(
-                    f"{self.path} belongs to another run: its {what} are {came}, and here {here[what]}. "
-                    "Give the same plan and data, another checkpoint, or resume=False to begin anew"
-                )
 
 
 def _callbacks(
@@ -231,8 +328,10 @@ def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
     return cached_features(learn, required=stage.cache is True)
 
 
-def _file(path: Path) -> Path:
-    return path / "fasthaw_plan.pt" if path.is_dir() else path
+def _writes() -> bool:
+    """Whether this process writes checkpoints: of several that train together, the first."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not together or torch.distributed.get_rank() == 0
 
 
 def _plain_hypers(opt) -> None:
