@@ -59,7 +59,7 @@ def check_callbacks(learn: Learner) -> None:
 class StateOfCallbacks(Callback):
     """Refuse callbacks whose state no checkpoint holds: before the first batch where it is there, else after one epoch."""
 
-    order = 2000  # after every other callback
+    order = 999  # after other callbacks, and before an epoch is kept
 
     def __init__(self, learn: Learner) -> None:
         self.refused, self._begin = False, {id(cb): _state(learn, cb) for cb in _others(learn)}
