@@ -117,7 +117,7 @@ def test_a_checkpoint_holds_tensors_numbers_and_texts_only(tmp_path):
 
 def test_a_full_disk_names_the_file_and_what_it_needs(path, monkeypatch):
     before = path.read_bytes()
-    write = checkpoint_file._Body.write
+    write = checkpoint_file.Body.write
 
     class Full:
         def __init__(self, file):
@@ -137,7 +137,7 @@ def test_a_full_disk_names_the_file_and_what_it_needs(path, monkeypatch):
             body.file = Full(body.file)
         return write(body, some)
 
-    monkeypatch.setattr(checkpoint_file._Body, "write", full)
+    monkeypatch.setattr(checkpoint_file.Body, "write", full)
     with pytest.raises(OSError, match=rf"the disk of {path.parent} is full: the checkpoint {path} needs \d{{5}} bytes"):
         fit_plan(make(), PLAN, checkpoint=path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["run.pt"]

@@ -216,6 +216,26 @@ def test_optimizers_say_what_clearing_keeps(learn):
     assert {*of_fastai.kept_on_clear(learn.opt)} == {"force_train", "do_wd"}
 
 
+def test_a_fit_that_begins_later_fires_no_event_of_the_epochs_before(learn):
+    class Watch(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def before_epoch(self):
+            self.seen.append(self.learn.epoch)
+
+        def after_epoch(self):
+            self.seen.append(self.learn.epoch)
+
+    watch = Watch()
+    of_fastai.begin_at(learn, 2)
+    learn.fit(4, cbs=watch)
+    assert watch.seen == [2, 2, 3, 3] and len(learn.recorder.values) == 2
+    of_fastai.begin_at_the_first(learn)
+    learn.fit(1, cbs=watch)
+    assert watch.seen[4:] == [0, 0]
+
+
 def test_events_go_through_two_methods_of_the_learner(learn):
     calls, ends = [], []
 

@@ -38,7 +38,7 @@ def save(path: Path, state: Mapping) -> None:
         OSError: the disk is full, or the place cannot be written; what was there before is still there.
     """
     temporary = temporary_of(path)
-    body = _Body()
+    body = Body()
     try:
         with open(temporary, "xb") as body.file:
             torch.save({_MARK: FORMAT, "parts": {}, **plain(state, copy=False)}, body)
@@ -99,7 +99,7 @@ def begun(path: Path) -> bool:
     return not head or _MARK.encode() in head or (len(head) < 512 and head.startswith(b"PK\x03\x04"))
 
 
-class _Body:
+class Body:
     """Where `torch.save` writes: counts and digests, and goes on counting when the disk is full.
 
     An exception must not go through torch's C++, which calls `write`: it is kept, and raised after.
@@ -110,6 +110,7 @@ class _Body:
         self.size, self.digest, self.failed = 0, hashlib.blake2b(digest_size=32), None
 
     def write(self, some: bytes) -> int:
+        """Called by torch for each piece."""
         self.size += len(some)
         self.digest.update(some)
         if self.failed is None:
@@ -125,6 +126,7 @@ class _Body:
             raise self.failed
 
     def write_last_line(self) -> None:
+        """What torch does not write: the line with the checksum."""
         self.file.write(_last_line(FORMAT, self.size, self.digest))
         self.file.flush()
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-from fastai.callback.core import Callback, CancelEpochException, CancelFitException, TrainEvalCallback
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Learner
 from fastcore.foundation import L
 
 from ..checkpoint import set_random_state, snapshot
+from ..outside.fastai import begin_at, begin_at_the_first
 from .carried import give_back
 
 
@@ -123,21 +123,11 @@ class SameRandomNumbers(Callback):
 @contextmanager
 def epochs_from(learn: Learner, start: int) -> Iterator[None]:
     """Within it a fit of the learner has its epochs from `start` on alone."""
-    before = vars(learn).get("_do_fit")
-    learn._do_fit = partial(_fit_from, learn, start)
+    begin_at(learn, start)
     try:
         yield
     finally:
-        del learn._do_fit
-        if before is not None:
-            learn._do_fit = before
-
-
-def _fit_from(learn: Learner, start: int) -> None:
-    """`Learner._do_fit` with another first epoch."""
-    for epoch in range(start, learn.n_epoch):
-        learn.epoch = epoch
-        learn._with_events(learn._do_epoch, "epoch", CancelEpochException)
+        begin_at_the_first(learn)
 
 
 def _remember(tracker: TrackerCallback) -> None:

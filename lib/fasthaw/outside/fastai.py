@@ -6,7 +6,9 @@ Of fastai's public things that are documented nowhere, those that we lean on are
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner
 from fastai.optimizer import Optimizer
 
@@ -59,3 +61,20 @@ def dispatch_again(learn: Learner) -> None:
     """Undo `dispatch_by`."""
     for name in ("_call_one", "_with_events"):
         vars(learn).pop(name, None)
+
+
+def begin_at(learn: Learner, epoch: int) -> None:
+    """Let the fits of `learn` begin at this epoch, in place: fastai's `start_epoch` fires the events of those it skips."""
+    learn._do_fit = partial(_fit_from, learn, epoch)
+
+
+def begin_at_the_first(learn: Learner) -> None:
+    """Undo `begin_at`."""
+    vars(learn).pop("_do_fit", None)
+
+
+def _fit_from(learn: Learner, first: int) -> None:
+    """`Learner._do_fit` with another first epoch."""
+    for epoch in range(first, learn.n_epoch):
+        learn.epoch = epoch
+        learn._with_events(learn._do_epoch, "epoch", CancelEpochException)
