@@ -502,6 +502,8 @@ def test_another_run_is_refused_with_both_sides_and_changes_nothing(path, change
     assert path.read_bytes() == file
     if change != "dtype":
         assert "resume='anyway'" in str(refused.value)
+    other_items = change in ("one label", "one image", "order", "split", "one item more", "one item less")
+    assert ("split without a seed" in str(refused.value)) == other_items
 
 
 def test_the_same_run_in_the_same_place_goes_on(path):

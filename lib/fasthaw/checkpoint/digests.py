@@ -120,7 +120,8 @@ class _Look:
         return digest.hexdigest()
 
     def _text(self, value: object) -> str:
-        text = repr(self._relative(value) if isinstance(value, str) else value) if isinstance(value, _PLAIN) else ""
+        plain = isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(isinstance(v, _PLAIN) for v in value))
+        text = repr(self._relative(value) if isinstance(value, str) else value) if plain else ""
         is_file = isinstance(value, str) and os.path.isabs(value)
         return text if text and len(text) <= 60 and not is_file else self.digest(value)
 

@@ -42,6 +42,8 @@ from .rates import lrs
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
 
+# How differences in the items themselves begin, not in what loaders do with them.
+_ITEMS = [(part, what) for part in ("training", "validation") for what in ("number of items", "items")]
 # Learners that have finished a run with a checkpoint: only what they do after it can be further training.
 _finished: WeakSet[Learner] = WeakSet()
 
@@ -183,7 +185,7 @@ class _Run:
 
     def _another(self, differences: list[str]) -> ValueError:
         hint = ""
-        if any(d.startswith(("its training data", "its validation data")) for d in differences):
+        if any(f"{part} data has {what}" in d for d in differences for part, what in _ITEMS):
             hint = (
                 " (a random split without a seed gives other items each time: items to validate with have been trained)"
             )
