@@ -616,7 +616,7 @@ def test_looking_reads_no_item_and_draws_no_random_number(tmp_path):
     from fasthaw.fit.same_run import SameRun
 
     before = random_state(learn)
-    SameRun(learn, PLAN, [], FreezeContract()).saved()
+    SameRun(learn, PLAN, ["all"], FreezeContract()).saved()
     assert same_state(random_state(learn), before)
     assert dls.train_ds.read == dls.valid_ds.read == 0
 
@@ -630,7 +630,7 @@ from test_checkpoint import *
 from fasthaw.fit.same_run import SameRun
 learn = make(metrics=accuracy); learn.create_opt()
 learn.loss_func = lambda pred, y: pred.sum() if pred.dtype in {{torch.float32, torch.float16}} else y.sum()
-print(hashlib.md5(repr(SameRun(learn, PLAN, [], FreezeContract()).saved()).encode()).hexdigest())
+print(hashlib.md5(repr(SameRun(learn, PLAN, ["all"], FreezeContract()).saved()).encode()).hexdigest())
 """
     said = {
         subprocess.run(
@@ -664,7 +664,7 @@ def test_through_loaders_that_share_out_among_processes_the_data_is_the_same(pat
     for learn in (plain, shared):
         learn.create_opt()
     shared.dls.loaders = [Shares(dl) for dl in shared.dls.loaders]
-    one, other = (SameRun(learn, PLAN, [], FreezeContract()) for learn in (plain, shared))
+    one, other = (SameRun(learn, PLAN, ["all"], FreezeContract()) for learn in (plain, shared))
     assert one.differences(other.saved()) == []
 
 

@@ -142,6 +142,7 @@ def inside(learn, folder) -> Callable:
 
 
 def plans(learn, folder) -> Callable:
+    folder.mkdir(parents=True)
     return partial(fit_plan, learn, Plan(Stage(3, 1e-3, train=-1, cache=True)), checkpoint=folder / "run.pt")
 
 

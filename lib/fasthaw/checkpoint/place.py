@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from ..words import shown
 from .file import begun, replaceable, temporary_of
 
 try:

@@ -31,7 +31,14 @@ class SameRun:
     def __init__(self, learn: Learner, plan: Plan, groups: list[str], contract: FreezeContract) -> None:
         self.learn, self.network = learn, unwrap(learn.model)
         self.loaders = [_inside(dl) for dl in learn.dls.loaders[:2]]
-        self.first = {"plan": repr(plan), "groups": groups, "batches": len(learn.dls.train), "contract": repr(contract)}
+        rates = [stage.lr(len(groups)) for stage in plan]  # two functions may have one name
+        self.first = {
+            "plan": repr(plan),
+            "rates": repr(rates),
+            "groups": groups,
+            "batches": len(learn.dls.train),
+            "contract": repr(contract),
+        }
         self.found = self._look()
         self.moved: dict[str, list[str]] = {}
         self._looked_again = False
