@@ -169,19 +169,7 @@ GOOD = {
 }
 
 
-# Until the refusals of caches and checkpoints are here; without them a cache in "/" would be made, so that one is not run.
-COMING = {
-    "cached_features directory": pytest.mark.xfail(
-        strict=False, run=False, reason="directories are refused by the caches"
-    ),
-    "fit_plan checkpoint": pytest.mark.xfail(strict=False, reason="foreign files are refused by the checkpoints"),
-    "fit_plan checkpoint, begun anew": pytest.mark.xfail(
-        strict=False, reason="foreign files are refused by the checkpoints"
-    ),
-}
-
-
-@pytest.mark.parametrize("door", [pytest.param(d, marks=COMING.get(d, ())) for d in DOORS])
+@pytest.mark.parametrize("door", DOORS)
 def test_all_precious_files_are_still_there(door, precious, monkeypatch):
     if door in GOOD:
         DOORS[door](precious / GOOD[door])  # what comes below is not refused because the door is stuck
