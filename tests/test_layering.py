@@ -1,7 +1,9 @@
 """The layers of the package: each module imports from the ones listed before it, and from nothing after; and its door."""
 
 import ast
+import os
 import pickle
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -161,6 +163,31 @@ def test_the_imports_for_type_checkers_are_those_of_the_door():
     assert {(a.name, a.asname, n.module, n.level) for n in imports for a in n.names} == (
         {(name, name, module, 1) for name, module in fasthaw._WHERE.items()}
     )
+
+
+@pytest.mark.slow
+def test_type_checkers_see_through_the_door(tmp_path):
+    pytest.importorskip("mypy")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import fasthaw\nreveal_type(fasthaw.split_at('fc'))\nfasthaw.split_stage\nfasthaw.__version__.upper()\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file=",
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+        program,
+    ]
+    env = {**os.environ, "MYPYPATH": str(PACKAGE.parent), "MYPY_CACHE_DIR": str(tmp_path / "cache")}
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
+    ).stdout.splitlines()
+    assert len(said) == 3 and said[2].startswith("Found 1 error")
+    assert re.search(r'Revealed type is "fasthaw\.splitters\.(\w+\.)?Splitter"', said[0])
+    assert 'Module has no attribute "split_stage"' in said[1]
 
 
 def test_every_public_name_is_behind_the_door():

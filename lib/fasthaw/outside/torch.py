@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd as ConvNd
 # Dropout of every kind, so that a new one of torch's counts as well.
 from torch.nn.modules.dropout import _DropoutNd as DropoutNd
 
-# What a lazy layer holds before its first batch has given it a shape.
-from torch.nn.parameter import UninitializedTensorMixin as Uninitialized
+# What a lazy layer holds before its first batch has given it a shape. torch's stubs do not name the mixin.
+from torch.nn.parameter import UninitializedTensorMixin as Uninitialized  # type: ignore[attr-defined]
 
 # Nested lists, tuples and dicts of tensors: what networks take and return. torch has no public module for them.
 from torch.utils._pytree import TreeSpec as TreeSpec
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_unflatten as tree_unflatten
+from torch.utils.data import DataLoader, TensorDataset
 
 __all__ = [
     "BatchNorm",
@@ -108,7 +109,7 @@ def leaf_of(node: torch.autograd.graph.Node) -> Tensor | None:
 
     A graph ends in such nodes, and nothing public leads from one to its tensor.
     """
-    return node.variable if type(node).__name__ == "AccumulateGrad" else None
+    return node.variable if type(node).__name__ == "AccumulateGrad" else None  # type: ignore[attr-defined]
 
 
 def writes_to_shared_memory(error: RuntimeError) -> bool:
@@ -118,4 +119,4 @@ def writes_to_shared_memory(error: RuntimeError) -> bool:
 
 def draw_the_seed_of_an_epoch() -> None:
     """Draw what every epoch of a torch `DataLoader` draws from the global generator: the seed of its workers."""
-    iter(torch.utils.data.DataLoader(range(1)))
+    iter(DataLoader(TensorDataset(torch.empty(1))))
