@@ -9,6 +9,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
@@ -21,6 +22,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {name: [*map(Requirement, lines)] for name, lines in PROJECT["optional-dependencies"].items()}
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where a package is imported by another name
+(PHONY,) = re.findall(r"\.PHONY: ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text())
+TARGETS = {*PHONY.replace("\\\n", " ").split()} - {"named"}  # which only asks `one` for its file
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FOR_USERS = [*NEEDED, *EXTRAS["demo"], *EXTRAS["timm"]]
 
 
@@ -75,6 +79,29 @@ def test_ruff_is_all_that_lint_installs():
         ["grep", "-o", 'ruff==[^"]*', ROOT / "pyproject.toml"], capture_output=True, text=True, check=True
     )
     assert [Requirement(line) for line in found.stdout.split()] == [r for r in EXTRAS["dev"] if r.name == "ruff"]
+
+
+def test_the_hook_is_one_of_the_ruffs_that_lint_asks_for():
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (ruff,) = [r for r in EXTRAS["dev"] if r.name == "ruff"]
+    assert ruff.specifier.contains(hook["rev"].removeprefix("v"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_what_make_can_do(path):
+    text = path.read_text()
+    assert {"name", "jobs"} < yaml.safe_load(text).keys()
+    calls = [re.sub(r"\w+=(\".*?\"|\S+)|#.*", "", line) for line in re.findall(r"run: make (.*)", text)]
+    targets = {target for call in calls for target in call.split()}
+    assert targets and targets <= TARGETS
+
+
+def test_the_oldest_python_of_the_tests_is_the_oldest_that_is_promised():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    pythons = {row["name"]: row["python"] for row in jobs["test"]["strategy"]["matrix"]["include"]}
+    named = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
+    assert f">={pythons['lowest']}" == PROJECT["requires-python"]
+    assert [pythons["lowest"], pythons["newest"]] == [named[0], named[-1]]
 
 
 def test_an_environment_of_ones_own_stays_as_it_is():
