@@ -131,7 +131,7 @@ class _Bucket:
     step: int
     do_wd: bool
     kept: list[list[Tensor]]
-    params: list[nn.Parameter] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
 
     def wd(self, hyper: dict) -> float:

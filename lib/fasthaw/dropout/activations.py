@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..outside.python import loads_attribute, loads_variable
+
 # For each class the names of timm's and Transformers' own classes of the kind; a class of the same name always counts.
 _ELSEWHERE: dict[type[nn.Module], set[str]] = {
     nn.ReLU: {"ReLUSquaredActivation"},
@@ -137,14 +139,12 @@ def accesses(code: CodeType) -> Iterator[tuple[str, ...]]:
     """
     chain: list[str] = []
     for step in dis.get_instructions(code):
-        if step.opname.startswith(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")):
-            chain = [*(chain or [""]), step.argval]
+        attribute, variable = loads_attribute(step), loads_variable(step)
+        if attribute is not None:
+            chain = [*(chain or [""]), attribute]
             continue
         if chain:
             yield tuple(chain)
-        chain = []
-        if step.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_FAST")):
-            # From Python 3.13 on one instruction may load two variables; the second is what an attribute is taken of.
-            chain = [step.argval[-1] if isinstance(step.argval, tuple) else step.argval]
+        chain = [] if variable is None else [variable]
     if chain:
         yield tuple(chain)

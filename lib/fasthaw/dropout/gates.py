@@ -12,6 +12,7 @@ from functools import cache
 
 from torch import nn
 
+from ..outside.python import multiplies
 from .activations import codes
 
 _POOLS = {"mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool2d"}
@@ -33,10 +34,10 @@ def is_gate(module: nn.Module) -> bool:
     """Whether `module` pools, squashes and multiplies, and holds one to four pointwise layers."""
     if type(module).__name__ in _BY_NAME:
         return True
-    names, multiplies = _own_code(type(module))
+    names, product = _own_code(type(module))
     inside = list(module.modules())
     return (
-        multiplies
+        product
         and (bool(names & _POOLS) or any(isinstance(m, _POOL_MODULES) for m in inside))
         and (bool(names & _SQUASHES) or any("sigmoid" in type(m).__name__.lower() for m in inside))
         and _few_pointwise_layers(inside)
@@ -53,14 +54,8 @@ def _few_pointwise_layers(inside: list[nn.Module]) -> bool:
 @cache
 def _own_code(cls: type[nn.Module]) -> tuple[frozenset[str], bool]:
     """The names that the forward of `cls` uses, and whether it multiplies."""
-    names, multiplies = set(), False
+    names, product = set(), False
     for _, code in codes(cls):
         names.update(code.co_names)
-        multiplies = multiplies or any(_multiplies(step) for step in dis.get_instructions(code))
-    return frozenset(names), multiplies or bool(names & {"mul", "mul_"})
-
-
-def _multiplies(step: dis.Instruction) -> bool:
-    return step.opname in ("BINARY_MULTIPLY", "INPLACE_MULTIPLY") or (
-        step.opname == "BINARY_OP" and step.argrepr in ("*", "*=")
-    )
+        product = product or any(multiplies(step) for step in dis.get_instructions(code))
+    return frozenset(names), product or bool(names & {"mul", "mul_"})

@@ -15,9 +15,9 @@ from types import CodeType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from ..outside.torch import DropoutNd
 from .activations import KIND_OF_FUNCTION
 
 AFTER_OUTPUT, AFTER_CALLS = "inserted_dropout", "inserted_dropout_after_calls"
@@ -26,7 +26,7 @@ KINDS = ("auto", "channel", "element")
 _state = threading.local()
 
 
-class InsertedDropout(_DropoutNd):
+class InsertedDropout(DropoutNd):
     """Zeroes with probability `p` in training mode and scales the rest by `1 / (1 - p)`; never in place.
 
     `kind` is "channel" (whole channels of `(n, c, ...)`, as `nn.Dropout2d`), "element" (as `nn.Dropout`), or "auto": by

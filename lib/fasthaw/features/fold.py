@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils._pytree import tree_map
 
 from ..modules import set_module
+from ..outside.torch import BatchNorm, ConvNd, tree_map
 from .cut import Cut, Refused
 from .playback import collect, gap
 
@@ -54,7 +52,7 @@ def _pairs(model: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
     def after(name: str):
         def hook(module, args, output):
             calls.append(name)
-            if isinstance(module, _ConvNd):
+            if isinstance(module, ConvNd):
                 made[id(output)] = name, output
             elif id(args[0]) in made and last and last[-1] == made[id(args[0])][0]:
                 pairs[last[-1]] = name
@@ -65,7 +63,7 @@ def _pairs(model: nn.Module, inputs: tuple) -> list[tuple[str, str]]:
     handles = [
         m.register_forward_hook(after(name))
         for name, m in model.named_modules()
-        if isinstance(m, _ConvNd) or (isinstance(m, _BatchNorm) and m.running_mean is not None)
+        if isinstance(m, ConvNd) or (isinstance(m, BatchNorm) and m.running_mean is not None)
     ]
     try:
         with torch.no_grad():
