@@ -4,6 +4,8 @@ First what `fasthaw.outside` wraps, then what has no underscore and yet stands i
 """
 
 import dis
+from pathlib import Path
+from types import ModuleType
 
 import fastai.vision.augment
 import fastai.vision.models.unet
@@ -32,6 +34,19 @@ from fasthaw.outside import torchvision as of_torchvision
 @pytest.fixture
 def learn(tiny):
     return learner(tiny, splitter=trainable_params, dls=loaders(n_classes=2))
+
+
+def public(module: ModuleType) -> set[str]:
+    """What a file of `outside` defines, or takes from elsewhere under a name of its own."""
+    defined = {n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__ or n.isupper()}
+    return {n for n in {*defined, *getattr(module, "__all__", ())} if not n.startswith("_")}
+
+
+@pytest.mark.parametrize("module", [of_torch, of_python, of_fastai, names, of_torchvision], ids=lambda m: m.__name__)
+def test_each_has_a_test(module):
+    tests = Path(__file__).read_text()
+    alias = next(name for name, value in globals().items() if value is module)
+    assert public(module) and not {n for n in public(module) if f"{alias}.{n}" not in tests}
 
 
 # torch
@@ -104,19 +119,34 @@ def test_many_tensors_are_multiplied_and_cleared_in_place():
     assert not any(t.any() for t in tensors)
 
 
-def test_the_fused_kernels_step_as_the_optimizers_that_are_made_of_them():
+ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "eps": 1e-5, "amsgrad": False, "maximize": False}
+SGD = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.9, "dampening": 0.0, "nesterov": False}
+SGD |= {"maximize": False, "is_first_step": True}
+
+
+def kernels() -> dict[str, tuple]:
+    """For each the optimizer made of it, what that takes, and the kernel with what it takes after parameters and gradients."""
+    adam = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-5, "weight_decay": 0.01}
+    moments = [[torch.zeros(5)], [torch.zeros(5)], [], [torch.tensor(1.0)]]
+    sgd = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    return {
+        "AdamW": (torch.optim.AdamW, adam, of_torch.fused_adamw_step, moments, ADAM),
+        "Adam": (torch.optim.Adam, adam, of_torch.fused_adam_step, moments, ADAM),
+        "SGD": (torch.optim.SGD, sgd, of_torch.fused_sgd_step, [[torch.zeros(5)]], SGD),
+    }
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_a_fused_kernel_steps_as_the_optimizer_that_is_made_of_it(name):
+    optimizer, theirs, kernel, state, ours = kernels()[name]
     torch.manual_seed(0)
-    one, other = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
-    other.data.copy_(one.data)
-    one.grad, other.grad = torch.ones(5), torch.ones(5)
-    torch.optim.AdamW([one], 0.1, (0.9, 0.99), 1e-5, 0.01, fused=True).step()
-    average, square, step = torch.zeros(5), torch.zeros(5), torch.tensor(1.0)
-    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "eps": 1e-5}
+    one, grad = nn.Parameter(torch.randn(5)), torch.randn(5)
+    other = one.detach().clone()
+    one.grad = grad.clone()
+    optimizer([one], **theirs, fused=True).step()
     with torch.no_grad():
-        of_torch.fused_adamw_step(
-            [other], [other.grad], [average], [square], [], [step], **numbers, amsgrad=False, maximize=False
-        )
-    assert torch.equal(one, other) and step == 1
+        kernel([other], [grad.clone()], *state, **ours)
+    assert torch.equal(one, other)
 
 
 def test_a_graph_leads_to_its_leaves():
@@ -208,7 +238,7 @@ def test_lr_find_goes_by_its_name(learn):
     asks = Asks(of_fastai.will_be_undone)
     learn.fit(1, 1e-3, cbs=asks)
     learn.fit(1, cbs=[LRFinder(num_it=1), asks])
-    assert asks.said == [False, True]
+    assert asks.said == [False, True] and LRFinder().name == of_fastai.LR_FINDER
 
 
 def test_optimizers_say_what_clearing_keeps(learn):
