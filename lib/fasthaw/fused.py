@@ -45,7 +45,13 @@ def fused_adam(
 
     Arguments and defaults are those of `fastai.optimizer.Adam` (`sqr_mom` 0.99 and `eps` 1e-5 where torch has 0.999 and 1e-8),
     the weights after a step equal its own to rounding: decoupled weight decay (Loshchilov & Hutter 2019, section 3) of all
-    that has `do_wd`, which `Learner(wd_bn_bias=False)` takes from norms and biases.
+    that has `do_wd`, which `Learner(wd_bn_bias=False)` takes from norms and biases. `params` are lists of parameters, one a
+    layer group; `lr` is a rate of the last group or `slice(lo, hi)`; `mom`, `sqr_mom` in [0, 1); `decouple_wd=False` makes
+    `wd` part of the gradient (L2).
+
+    >>> opt = fused_adam([[nn.Parameter(torch.ones(2))]], lr=1e-3)
+    >>> opt.hypers[0]["sqr_mom"]
+    0.99
     """
     decay = weight_decay if decouple_wd else l2_reg
     cbs = [decay, partial(average_grad, dampening=True), average_sqr_grad, step_stat, adam_step]
@@ -58,7 +64,14 @@ def fused_sgd(
 ) -> FusedOptimizer:
     """fastai's `SGD`, stepped by torch's fused kernel: `Learner(..., opt_func=partial(fused_sgd, mom=0.9))`.
 
-    Arguments and defaults are those of `fastai.optimizer.SGD`, the weights after a step equal its own to rounding.
+    Arguments and defaults are those of `fastai.optimizer.SGD`, the weights after a step equal its own to rounding. `params`,
+    `lr`, `wd` and `decouple_wd` are as in `fused_adam`; `mom` in [0, 1).
+
+    >>> weight = nn.Parameter(torch.ones(1))
+    >>> opt = fused_sgd([[weight]], lr=0.5)
+    >>> weight.grad = torch.ones(1)
+    >>> opt.step(), weight.item()
+    (None, 0.5)
     """
     cbs = [weight_decay if decouple_wd else l2_reg]
     cbs += [average_grad, momentum_step] if mom else [sgd_step]

@@ -23,6 +23,10 @@ class Geometric:
     What fastai does with `slice(lo, hi)`. Both are above 0, as no factor leads to or from 0. A single group is the head
     and gets `hi`. `lo` may be the larger: the rates then fall towards the head.
 
+    Raises:
+        ValueError: `lo` or `hi` is 0, negative or not finite.
+        TypeError: no number.
+
     >>> Geometric(1e-4, 1e-2)(3)
     (0.0001, 0.001, 0.01)
     """
@@ -58,6 +62,10 @@ class LayerDecay:
     appendix), and so in BEiT (Bao et al. 2022). `floor` is a rate, not a factor: without it the first of many groups
     all but stand still.
 
+    Raises:
+        ValueError: a rate that is negative or not finite, `decay` outside (0, 1], or a `floor` above `lr`.
+        TypeError: no number.
+
     >>> LayerDecay(1e-2, decay=0.5)(3)
     (0.0025, 0.005, 0.01)
     >>> LayerDecay(1e-2, decay=0.5, floor=4e-3)(3)
@@ -85,6 +93,10 @@ class LayerDecay:
 @dataclass(frozen=True, init=False, repr=False)
 class PerGroup:
     """Every rate by itself, the group nearest the input first; it fits networks of just that many groups.
+
+    Raises:
+        ValueError: no rate, one that is negative or not finite; when it is called, another number of groups.
+        TypeError: no number.
 
     >>> PerGroup(0.0, 1e-4, 1e-3)(3)
     (0.0, 0.0001, 0.001)

@@ -109,6 +109,9 @@ def set_dropout(
 
     Raises:
         ValueError: p outside [0, 1), an unknown group, no dropout of this sort. The model is then as it was.
+
+    >>> set_dropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), 0.1)[1]
+    Dropout(p=0.1, inplace=False)
     """
     one_of(_WHICH, which, "which")
     flag(floats, "floats")

@@ -62,7 +62,8 @@ def fit_plan(
     on training keep their optimizer state (`learn.freeze_to` would wipe it). Without a `FrozenEval` on the learner one
     is added for the run. A stage with `cache` runs inside `cached_features`. Afterwards the groups of the last stage are left
     to train, and the contract is the learner's own. A copy of the state after the last epoch is kept in main memory. An
-    interruption (Ctrl-C) goes through; the learner can be used again, with the weights that it had come to.
+    interruption (Ctrl-C) goes through; the learner can be used again, with the weights that it had come to. `cbs` are
+    callbacks for the time of the run.
 
     With `checkpoint`, a file or an existing directory, the state after each epoch is written there, and the same call goes
     on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A run

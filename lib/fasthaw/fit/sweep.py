@@ -70,9 +70,9 @@ def lr_find(
     """Train with ever larger multiples of `rate`, suggest multiples that train well, and undo all of it.
 
     fastai's `lr_find` gives every group one rate. Here the groups keep the ratios of `rate`, and it is the fastest one that
-    goes from `start_lr` to `end_lr`. `stop_div` ends the sweep when the loss is four times its best. The suggestion
-    functions are fastai's `valley`, `slide`, `minimum` and `steep`. Weights, buffers, gradients, optimizer state, rates,
-    random states and modes are put back, after an interruption too.
+    goes from `start_lr` to `end_lr` in `num_it` batches. `stop_div` ends the sweep when the loss is four times its best.
+    `suggest_funcs` are fastai's `valley`, `slide`, `minimum` and `steep`, or one of them. Weights, buffers, gradients,
+    optimizer state, rates, random states and modes are put back, after an interruption too.
 
     Raises:
         ValueError: a rate that `lrs` refuses, rates out of order, or a loss that was good for too few steps.

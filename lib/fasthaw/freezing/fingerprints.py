@@ -20,7 +20,7 @@ def fingerprints(groups: Iterable[LayerGroup]) -> dict[str, str]:
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The names whose tensors differ, appeared or vanished between two `fingerprints`.
+    """The names whose tensors differ, appeared or vanished between two `fingerprints`, those taken `before` and `after`.
 
     >>> changed({"weight": "a", "bias": "b"}, {"weight": "a", "bias": "c"})
     ['bias']

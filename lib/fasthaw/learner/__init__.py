@@ -64,7 +64,8 @@ def transfer_learner(
     The mean and standard deviation of the weights are added to `dls` where it has no `Normalize`, as fastai does (it acts
     on `TensorImage`). Give others as `normalize=(mean, std)`; False adds none. A `FrozenEval(contract)` is added unless
     one is among `cbs`. Auxiliary classifiers of GoogLeNet and Inception are taken away: in training they turn the
-    output into a tuple that no loss or metric takes. Everything else is as in `vision_learner`.
+    output into a tuple that no loss or metric takes. `splitter` divides the network into layer groups. Everything else is as
+    in `vision_learner`: `loss_func`, `opt_func`, `lr`, `metrics`, `path`, `model_dir`, `wd`, `wd_bn_bias`, `train_bn`, `moms`.
 
     Raises:
         ValueError: an unknown architecture or weights, `n_out` neither given nor known, a last layer that cannot be

@@ -17,7 +17,7 @@ def head_then_all(epochs: int, lr: RateLike, *, head_epochs: int = 1, head_lr: R
 
     A new head sends large, meaningless gradients into pretrained features; trained first, it does not. It pays where the
     new data lie far from what will be met later, and is a sound default for any new head. `head_lr` is by default
-    the rate that `lr` gives the head.
+    the rate that `lr` gives the head. `epochs` are those of all groups, `head_epochs` come before.
 
     >>> head_then_all(3, slice(1e-5, 1e-3), head_epochs=2, head_lr=1e-2)
     Plan(Stage(2, 0.01, train=-1, name='head'), Stage(3, Geometric(lo=1e-05, hi=0.001)))
@@ -30,7 +30,10 @@ def gradual_unfreezing(epochs: int, lr: RateLike, n_groups: int, *, last_epochs:
 
     `epochs` is the length of each stage, `last_epochs` that of the last, which trains all. A number for `lr` is the
     head's rate, each group before at 1/2.6 of the one after it. It pays with little data and a body that
-    forgets easily, language models above all.
+    forgets easily, language models above all. `n_groups` is `len(layer_groups(learn))`.
+
+    Raises:
+        ValueError: fewer than one group.
 
     >>> gradual_unfreezing(1, 1e-2, 3, last_epochs=4)
     Plan(Stage(1, LayerDecay(0.01), train=-1), Stage(1, LayerDecay(0.01), train=-2), Stage(4, LayerDecay(0.01)))
@@ -44,7 +47,7 @@ def discriminative(epochs: int, lr: RateLike) -> Plan:
     """Everything from the start, small rates for pretrained groups instead of freezing (Howard & Ruder 2018, section 3.2).
 
     A number for `lr` is the head's rate, each group before at 1/2.6 of the one after it. It pays with enough data to
-    move early layers a little, and spares the choice of what to freeze.
+    move early layers a little, and spares the choice of what to freeze. `epochs` long.
 
     >>> discriminative(5, 1e-3)
     Plan(Stage(5, LayerDecay(0.001)))
@@ -58,7 +61,11 @@ def chain_thaw(
     """The head alone, each other group alone from the first, then all: chain-thaw (Felbo et al. 2017, section 3.3).
 
     `names` are the names of all layer groups, `[g.name for g in layer_groups(learn)]`. It pays with very few labels and a
-    vocabulary or input layer that must move without dragging the rest along; it needs the most epochs of all recipes.
+    vocabulary or input layer that must move without dragging the rest along; it needs the most epochs of all recipes:
+    `epochs` a stage, `last_epochs` for all. `lr` spans all groups; the head alone has `head_lr` where that is given.
+
+    Raises:
+        TypeError: `names` is one string, or empty.
 
     >>> chain_thaw(1, 1e-3, ["stem", "body", "head"], last_epochs=2)
     Plan(Stage(1, 0.001, train='head'), Stage(1, 0.001, train='stem'), Stage(1, 0.001, train='body'), Stage(2, 0.001))
@@ -74,7 +81,7 @@ def surgical(epochs: int, lr: RateLike, train: str | Sequence[str]) -> Plan:
 
     It pays when the task stays and the data shift: the first group for a change of the input (blur, noise, another
     camera), a middle one for a change within classes, the last for a change of the labels. A head that is new must be
-    among the names, or be trained before.
+    among the names, or be trained before. `lr` spans all groups, for `epochs` epochs; `train` is a name or several.
 
     >>> surgical(3, 1e-3, ("stem", "head"))
     Plan(Stage(3, 0.001, train=('stem', 'head')))

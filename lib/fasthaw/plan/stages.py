@@ -94,6 +94,10 @@ class Stage:
 class Plan:
     """Stages that `fit_plan` runs one after the other; prints as a table.
 
+    Raises:
+        ValueError: no stage.
+        TypeError: what is no `Stage`.
+
     >>> print(Plan(Stage(1, 1e-2, train=-1), Stage(3, slice(1e-5, 1e-3))))
     stage   epochs  train     lr
     1 head       1  the head  0.01

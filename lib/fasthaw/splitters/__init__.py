@@ -95,6 +95,10 @@ def split_even(n: int) -> Splitter:
 
     The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.
 
+    Raises:
+        ValueError: `n` is no whole number from 2 on.
+        SplitError (when a network is divided): it has too few blocks.
+
     >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2) for _ in range(6)), nn.Linear(8, 2))
     >>> [g.name for g in split_even(4).groups(net)]
     ['part1', 'part2', 'part3', 'head']
@@ -104,6 +108,10 @@ def split_even(n: int) -> Splitter:
 
 def split_at(*module_names: str) -> Splitter:
     """Each named module opens a group and gives it its name; what comes before the first is the group `stem`.
+
+    Raises:
+        TypeError: no name, or one that is no string.
+        SplitError (when a network is divided): a module that is not there, comes twice, or opens no group of its own.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> [g.name for g in split_at("2", "4").groups(net)]
@@ -119,6 +127,11 @@ def split_by(**patterns: str) -> Splitter:
 
     What is inside a matched module is matched with it. A module without parameters that no pattern matches joins the
     group before it; one with parameters is an error, as is one that two patterns match.
+
+    Raises:
+        TypeError: no pattern.
+        ValueError: what is no regular expression.
+        SplitError (when a network is divided): a pattern that matches nothing, a module with none or with two.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> [len(g.params()) for g in split_by(body="[0-2]", head="4").groups(net)]

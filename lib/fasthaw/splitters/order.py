@@ -75,6 +75,12 @@ def out_of_order(groups: Sequence[LayerGroup], order: Sequence[str]) -> dict[str
     """The layers with parameters that run although a later group has begun, each with the name of that group.
 
     Empty where the groups, in the `order` that `execution_order` found, run one after the other.
+
+    >>> from fasthaw.splitters import split_at
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> groups = split_at("1").groups(net)
+    >>> out_of_order(groups, ["0", "1"]), out_of_order(groups, ["1", "0"])
+    ({}, {'0': '1'})
     """
     check_groups(groups)
     what = "order is the names of layers as they run, execution_order(model, sample)"
