@@ -22,6 +22,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -233,32 +235,44 @@ def equivalents() -> set[str]:
 # ---- what sees them
 
 
-def tests_of(path: Path, *, slow: bool) -> list[str]:
-    """The tests of a file of the library, the likeliest first, and its doctests."""
-    parts = path.relative_to(LIB).with_suffix("").parts
-    names = [p for p in parts if p != "__init__"] or ["layering"]
+@cache
+def tests_of(path: Path, *, slow: bool) -> tuple[str, ...]:
+    """The tests of a file of the library, the likeliest first: its doctests, those called like it or like its folder, those
+    that import it, and those called like the modules of the library that import it."""
+    parts = [p for p in path.relative_to(LIB).with_suffix("").parts if p != "__init__"] or ["layering"]
+    above = [f for f in sorted((ROOT / LIB).rglob("*.py")) if parts[0] in imported(f)]
+    names = [*reversed(parts), *(f.relative_to(ROOT / LIB).with_suffix("").parts[0] for f in above)]
     files = sorted((ROOT / "tests").glob("test_*.py"))
-    called = [
-        f for name in reversed(names) for f in files if f.stem == f"test_{name}" or f.stem.startswith(f"test_{name}_")
-    ]
-    importing = [f for f in files if _imports(f, names[0])]
-    run = [str(f.relative_to(ROOT)) for f in dict.fromkeys([*called, *importing])]
-    return [str(path), *run, *([] if slow else ["-m", "not slow"])]
+    called = [[f for f in files if re.fullmatch(rf"test_{name}(_\w+)?", f.stem)] for name in dict.fromkeys(names)]
+    own = len(set(parts))
+    importing = [f for f in files if parts[0] in imported(f)]
+    run = dict.fromkeys([*chain(*called[:own]), *importing, *chain(*called[own:])])
+    return (str(path), *(str(f.relative_to(ROOT)) for f in run), *(() if slow else ("-m", "not slow")))
 
 
-def _imports(test: Path, layer: str) -> bool:
-    """Whether a test imports this module of ours, or a name that the door takes from there."""
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """The modules and folders of the library that a file imports, or takes a name from by the door."""
+    inside = path.is_relative_to(ROOT / LIB)
+    package = ("fasthaw", *path.relative_to(ROOT / LIB).parts[:-1]) if inside else ()
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*above, *(node.module.split(".") if node.module is not None else [])]
+            found |= {tuple([*base, alias.name][:2]) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")[:2]) for alias in node.names}
+    own = package[1] if len(package) > 1 else path.stem if inside else ""
+    return frozenset(_where().get(n[1], n[1]) for n in found if n[0] == "fasthaw" and len(n) == 2) - {own}
+
+
+@cache
+def _where() -> dict[str, str]:
     sys.path.insert(0, str(ROOT / "lib"))
-    where = importlib.import_module("fasthaw")._WHERE
+    door = importlib.import_module("fasthaw")
     del sys.path[0]
-    for node in ast.walk(ast.parse(test.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            modules = (
-                {f"fasthaw.{where.get(a.name, a.name)}" for a in node.names} if node.module == "fasthaw" else set()
-            )
-            if any(m.split(".")[:2] == ["fasthaw", layer] for m in {node.module, *modules}):
-                return True
-    return False
+    return dict(door._WHERE)
 
 
 def verdict(copy: Path, mutant: Mutant | None, tests: Sequence[str], limit: float) -> str:
@@ -336,7 +350,7 @@ def tried(mutants: Sequence[Mutant], *, workers: int, slow: bool) -> Iterator[tu
             tests = tests_of(path, slow=slow)
             if frozenset(tests[1:]) not in seconds:
                 start = time.monotonic()
-                if verdict(copies[0], None, tests, 1800) != "survived":
+                if verdict(copies[0], None, tests, 1800) != "survived":  # no test at all is no pass either
                     print((copies[0] / LOG).read_text())
                     raise SystemExit(f"these fail without any fault: pytest {' '.join(tests)}")
                 seconds[frozenset(tests[1:])] = time.monotonic() - start

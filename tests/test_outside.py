@@ -5,7 +5,7 @@ First what `fasthaw.outside` wraps, then what has no underscore and yet stands i
 
 import dis
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import fastai.vision.augment
 import fastai.vision.models.unet
@@ -186,6 +186,12 @@ def test_steps_of_code_are_known_by_name():
     assert {*map(of_python.loads_variable, steps)} == {"self", "x", "torch", None}
     assert {*map(of_python.loads_attribute, steps)} == {"mean", "scale", "relu", None}
     assert sum(map(of_python.multiplies, steps)) == 1
+
+
+def test_of_two_variables_loaded_at_once_the_second_has_the_attribute():
+    """Python 3.13 and later do that."""
+    step = SimpleNamespace(opname="LOAD_FAST_LOAD_FAST", argval=("x", "self"))
+    assert of_python.loads_variable(step) == "self" and of_python.loads_attribute(step) is None
 
 
 def test_multiplying_in_place_is_multiplying_and_adding_is_not():
