@@ -51,7 +51,7 @@ def test_a_public_name_has_a_docstring_of_its_own(name):
 MADE_BY_US = {"LayerGroup", "Splitter", "GroupTable", "Sweep", "Preview", "RunRecord", "Proof", "CacheReport"}
 MADE_BY_US |= {"DropoutTable", "Comparison", "SplitError"}
 # What means the same wherever it is taken, and needs no word.
-KNOWN = {"model", "learn", "learn_or_model", "groups", "dls", "splitter", "p"}
+KNOWN = {"model", "learn", "learn_or_model", "groups", "dls", "splitter", "which", "p"}
 
 
 @each_name

@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from torch import Tensor
 
 from ..fit import fit_plan
+from ..outside.fastai import will_be_undone
 from ..plan import Plan
 
 VALID = "valid"
@@ -59,7 +60,7 @@ class _History(Callback):
 
     def after_epoch(self) -> None:
         # In the sweep of a rate finder there is nothing to tell: it ends inside its first epochs.
-        if hasattr(self.learn, "lr_finder") or not self.learn.recorder.values:
+        if will_be_undone(self.learn) or not self.learn.recorder.values:
             return
         names = self.learn.recorder.metric_names[1:-1]  # less the epoch and the time
         values = self.learn.recorder.values[-1]

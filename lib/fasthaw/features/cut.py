@@ -15,10 +15,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..freezing import frozen as frozen_states
 from ..groups import LayerGroup
+from ..outside.torch import TreeSpec, leaf_of, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from ..randomness import where_it_stands
 from ..untouched import untouched
 from .forms import Form, form_of
@@ -229,8 +229,9 @@ def _made_from(outputs: Iterable[Tensor]) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            found.append(node.variable)
+        leaf = leaf_of(node)
+        if leaf is not None:
+            found.append(leaf)
         nodes.extend(n for n, _ in node.next_functions)
     return found
 

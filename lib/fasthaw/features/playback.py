@@ -11,15 +11,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..outside.torch import tree_flatten, tree_leaves, tree_map, tree_unflatten, writes_to_shared_memory
 from ..undo import Undone
 from ..untouched import untouched
 from .cut import Cut, Refused, floats
 from .forms import Form
 from .sites import Key, Rerouted
 
-_WRITTEN = "single memory location"  # what torch says where zeros that share one number are written to
 _FEW = 8  # items that are also compared in eval mode
 
 
@@ -159,7 +158,7 @@ def _apart(model: nn.Module, cut: Cut, inputs: tuple, other: tuple, training: bo
     try:
         with_cut = outputs(play.stubs, blank(cut, inputs))
     except (RuntimeError, TypeError, AttributeError) as e:
-        if _WRITTEN in str(e):
+        if writes_to_shared_memory(e):
             raise
         raise Refused(
             f"the network does not run with the output of {', '.join(cut.names)} kept ({e}): something else crosses from "
@@ -173,7 +172,7 @@ def proved(model: nn.Module, cut: Cut, inputs: tuple, context=nullcontext) -> tu
     try:
         return cut, difference(model, cut, inputs, context)
     except RuntimeError as e:
-        if _WRITTEN not in str(e):
+        if not writes_to_shared_memory(e):
             raise
         cut = replace(cut, solid=True)
         return cut, difference(model, cut, inputs, context)

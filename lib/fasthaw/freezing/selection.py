@@ -47,13 +47,8 @@ def selected(names: Sequence[str], which: Which) -> tuple[bool, ...]:
 def train_only(groups: Sequence[LayerGroup], which: Which) -> None:
     """Make exactly the selected groups train, in place: `requires_grad` of their parameters on, of all others off.
 
-    `which` is `-k` for the last `k` groups (as fastai's `freeze_to(-k)`), `0` or `"all"` for all of them, or a name or a
-    tuple of names. Unlike `learn.freeze_to` it keeps the optimizer state of the groups that go on training. A `FrozenEval`
-    then holds the rest still by its contract.
-
-    Raises:
-        ValueError: a positive or out-of-range number, an unknown name, or nothing selected.
-        TypeError: anything else.
+    Unlike `learn.freeze_to` it keeps the optimizer state of the groups that go on training. Spelling and errors are
+    those of `selected`. A `FrozenEval` then holds the rest still by its contract.
     """
     check_groups(groups)
     for group, trains in zip(groups, selected([g.name for g in groups], which), strict=True):
@@ -65,13 +60,6 @@ def frozen(groups: Sequence[LayerGroup]) -> tuple[bool, ...]:
     """For each group whether it is frozen: none of its parameters outside normalisation layers requires grad.
 
     A group of normalisation layers alone, which only lists of parameters can make, goes with the group before it.
-
-    >>> from torch import nn
-    >>> from fasthaw.splitters import split_at
-    >>> groups = split_at("1").groups(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
-    >>> train_only(groups, -1)
-    >>> frozen(groups)
-    (True, False)
     """
     check_groups(groups)
     states: list[bool] = []

@@ -112,7 +112,7 @@ def leaf_of(node: torch.autograd.graph.Node) -> Tensor | None:
     return node.variable if type(node).__name__ == "AccumulateGrad" else None  # type: ignore[attr-defined]
 
 
-def writes_to_shared_memory(error: RuntimeError) -> bool:
+def writes_to_shared_memory(error: Exception) -> bool:
     """Whether torch refused to write into an expanded tensor: it has no class of error for that."""
     return "single memory location" in str(error)
 
