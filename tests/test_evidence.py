@@ -157,6 +157,7 @@ def test_an_interrupted_comparison_keeps_what_was_finished(tmp_path):
     assert Counted.calls == 0
 
 
+@pytest.mark.slow
 def test_runs_in_processes_are_those_of_one_process():
     arms = {"head": HEAD, "all": ALL}
     alone, together = compare(make, arms, seeds=2), compare(make, arms, seeds=2, n_jobs=2)

@@ -172,6 +172,7 @@ except ModuleNotFoundError as error:
     assert run(code, *without) == "[0.5, 0.5, 1.0, 1.0] True\nfastai\n"
 
 
+@pytest.mark.slow
 def test_all_modules_before_callbacks_can_be_imported_without_fastai():
     code = f"{BLOCKED}\nfor name in {WITHOUT_FASTAI}:\n    import_module(f'fasthaw.{{name}}')\nprint('done')"
     assert run(code, "fastai", "fastcore", "fastprogress", "torchvision", "matplotlib") == "done\n"

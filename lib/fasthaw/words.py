@@ -91,9 +91,10 @@ def at_least(least: int, value: object, what: str, *, most: int | None = None) -
     span = "on" if most is None else f"to {most:,}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{what}, a whole number from {least} {span}; {shown(value)} came")
-    if value < least or (most is not None and value > most):
+    number = int(value)
+    if number < least or (most is not None and number > most):
         raise ValueError(f"{what}, a whole number from {least} {span}; {shown(value)} came")
-    return int(value)
+    return number
 
 
 def number(value: object, what: str, *, least: float = 0.0) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastai.callback.core import Callback
-from fastcore.foundation import L
+from fastai.torch_core import L
 
 from ..words import shown
 

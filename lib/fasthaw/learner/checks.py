@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastai.learner import Metric
-from fastcore.foundation import L
+from fastai.torch_core import L
 
 from ..words import a_path, flag, number, shown, wanted
 
