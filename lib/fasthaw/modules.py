@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from .outside.torch import NormBase, compiled_from
 from .words import wanted
 
-_TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_TORCH_NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def parent_name(name: str) -> str:
@@ -49,7 +49,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
+            continue
+        inside = compiled_from(model)
+        if inside is None:
             return model
+        model = inside

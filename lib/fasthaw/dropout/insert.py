@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..modules import unwrap
+from ..outside.torch import compiled_from, is_compiled
 from ..splitters import Splitter
 from ..words import one_of
 from .activations import ACTIVATIONS, called_kinds, kind_of
@@ -108,8 +109,8 @@ def _check_new(places: Sequence[Place]) -> None:
 
 
 def _check_not_compiled(model: nn.Module, root: nn.Module) -> None:
-    compiled = root is not model and "_orig_mod" in model._modules
-    if compiled or any(m._compiled_call_impl is not None for m in root.modules()):
+    compiled = root is not model and compiled_from(model) is not None
+    if compiled or any(map(is_compiled, root.modules())):
         raise ValueError(
             "this model is compiled already, and compiled code would not notice the change: insert or remove dropout "
             "first, then torch.compile(model)"

@@ -7,16 +7,15 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from ..modules import parent_name
+from ..outside.torch import ConvNd, NormBase
 from ..words import shown
 from .activations import ACTIVATIONS, called_kinds, kind_of
 from .gates import in_gates
 from .layer import InsertedDropout
 
-_CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
+_CHANNELS_FIRST = (ConvNd, NormBase, nn.GroupNorm)
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 After = type[nn.Module] | str | Sequence[type[nn.Module] | str]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from numbers import Real
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..groups import LayerGroup
 from ..modules import unwrap
+from ..outside.torch import DropoutNd
 from ..splitters import Splitter
 from ..tables import as_html, as_text
 from ..words import flag, one_of, wanted
@@ -173,7 +173,7 @@ def _kind(module: nn.Module) -> str | None:
         return "alpha"
     if isinstance(module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         return "channel"
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, DropoutNd):
         return "element"
     # fastai's RNNDropout, WeightDropout and EmbeddingDropout, DeBERTa's StableDropout: no subclasses of torch's.
     return cls.lower().removesuffix("dropout") if cls.endswith("Dropout") else None
