@@ -203,6 +203,62 @@ def test_fingerprints_of_bfloat16_and_of_non_contiguous_weights():
     assert changed(before, fingerprints(groups)) == []
 
 
+def quantized(values, scale=0.1, zero=0):
+    return torch.quantize_per_tensor(values, scale, zero, torch.qint8)
+
+
+def per_channel(value, scale):
+    """The integer 10 everywhere, in the second row for `value` in steps of `scale`."""
+    values = torch.tensor([[1.0, 1.0], [value, value]])
+    return torch.quantize_per_channel(values, torch.tensor([0.1, scale]), torch.zeros(2), 0, torch.qint8)
+
+
+ONES, HALVES = torch.ones(2, 2), torch.full((2, 2), 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        lambda: (quantized(ONES), quantized(ONES), quantized(HALVES)),
+        lambda: (quantized(ONES, 0.1), quantized(ONES, 0.1), quantized(ONES * 2, 0.2)),
+        lambda: (quantized(ONES), quantized(ONES), quantized(ONES * 0, zero=10)),
+        lambda: (per_channel(1.0, 0.1), per_channel(1.0, 0.1), per_channel(2.0, 0.2)),
+        lambda: (ONES + 1j, ONES + 1j, ONES + 2j),
+        lambda: ((ONES + 1j).conj(), ONES - 1j, ONES + 1j),
+        lambda: (ONES.to_sparse(), ONES.to_sparse(), HALVES.to_sparse()),
+        lambda: (ONES.bool(), ONES.bool(), torch.eye(2).bool()),
+        lambda: (ONES.to(torch.float8_e5m2), ONES.to(torch.float8_e5m2), HALVES.to(torch.float8_e5m2)),
+        lambda: (ONES, ONES.clone(), ONES.reshape(4)),
+        lambda: (torch.tensor(1), torch.tensor(1), torch.tensor(1.0)),
+    ],
+)
+def test_fingerprints_of_tensors_of_every_kind(kinds):
+    one, same, other = kinds()
+
+    def of(t):
+        net = nn.Linear(1, 1)
+        net.register_buffer("t", t)
+        return fingerprints(split_stages_of_one(net))["t"]
+
+    assert of(one) == of(same) != of(other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(2, 2), lambda: nn.LSTM(2, 2)])
+def test_fingerprints_see_what_a_quantized_layer_packs_away(layer):
+    torch.backends.quantized.engine = next(e for e in torch.backends.quantized.supported_engines if e != "none")
+
+    def of(seed):
+        torch.manual_seed(seed)
+        body = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer()), {nn.Linear, nn.LSTM}, dtype=torch.qint8)
+        torch.manual_seed(0)
+        return fingerprints(split_stages_of_one(nn.Sequential(body, nn.Linear(2, 2))))
+
+    assert of(1) == of(1)
+    assert [n.partition(".")[0] for n in changed(of(1), of(2))] == ["0"]
+
+
 def split_stages_of_one(net):
     return groups_of_lists(net, [list(net.parameters())])
 

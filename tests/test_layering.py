@@ -16,7 +16,7 @@ import fasthaw
 PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
     *("outside", "words", "tables", "modules", "undo", "randomness", "untouched"),
-    *("groups", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report", "architectures"),
+    *("groups", "pinned", "rates", "splitters", "dropout", "freezing", "plan", "optim", "report", "architectures"),
     *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]

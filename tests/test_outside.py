@@ -203,6 +203,26 @@ def test_multiplying_in_place_is_multiplying_and_adding_is_not():
     assert not any(map(of_python.multiplies, dis.get_instructions(lambda x, y: x + y)))
 
 
+def test_a_quantised_layer_saves_what_no_parameter_holds():
+    packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), {nn.Linear}, torch.qint8)[0]
+    inner = next(m for m in packed.modules() if of_torch.keeps_more_than_tensors(m) and not m._modules)
+    assert not list(packed.parameters()) and any(k.startswith("at.") for k in of_torch.saved_state(inner, "at."))
+    assert not of_torch.keeps_more_than_tensors(nn.Linear(3, 2))
+
+
+def test_a_sparse_tensor_has_its_parts_as_they_are():
+    t = torch.sparse_coo_tensor([[1, 1]], [2.0, 3.0], (4,))
+    indices, values = of_torch.sparse_parts(t)
+    assert indices.tolist() == [[1, 1]] and values.tolist() == [2.0, 3.0]
+
+
+def test_a_tensor_made_of_tensors_is_known():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    assert of_torch.is_wrapper(TwoTensor(torch.ones(2), torch.zeros(2)))
+    assert not of_torch.is_wrapper(torch.ones(2))
+
+
 # fastai
 
 

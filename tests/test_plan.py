@@ -218,3 +218,10 @@ def test_chain_thaw_wants_all_names(names, error):
 
 def test_surgical_trains_only_the_named_groups():
     assert [s.train for s in surgical(3, 1e-3, ["stem", "head"])] == [("stem", "head")]
+
+
+def test_pinned_groups_count_as_frozen():
+    check(Plan(Stage(1, 1e-2, cache=True)), NAMES, ["stem"])
+    check(Plan(Stage(1, 1e-2, ("stem", "head"))), NAMES, ["stem"])
+    with pytest.raises(ValueError, match=r"stage 1 \(stem\) trains nothing: all of it is pinned.*pinned=\(\)"):
+        check(Plan(Stage(1, 1e-2, "stem")), NAMES, ["stem"])

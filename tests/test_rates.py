@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastai.optimizer import SGD
 
-from fasthaw.rates import Computed, Flat, Geometric, LayerDecay, PerGroup, as_rate, check_trains
+from fasthaw.rates import Computed, Flat, Geometric, LayerDecay, PerGroup, as_rate, check_trains, spread
 
 POLICIES = [
     Geometric(1e-5, 1e-3),
@@ -270,3 +270,22 @@ def test_rates_that_are_0_where_groups_train_are_refused_and_nowhere_else():
         check_trains(names, (False, True, True), (1e-3, 0.0, 0.0))
     check_trains(names, (False, True, True), (0.0, 0.0, 1e-3))
     check_trains(names, (False, False, False), (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("deep", "expected"),
+    [
+        ([True, True, True], (0.25, 0.5, 1.0)),
+        ([False, True, True], (0.25, 0.5, 1.0)),
+        ([True, False, True], (0.5, 0.5, 1.0)),
+        ([True, True, False], (0.5, 1.0, 1.0)),
+        ([False, False, False], (1.0, 1.0, 1.0)),
+    ],
+)
+def test_a_group_of_which_nothing_can_train_is_no_depth(deep, expected):
+    assert spread(LayerDecay(1.0, decay=0.5), deep) == expected
+
+
+def test_every_other_policy_counts_all_groups():
+    for rate in (Geometric(0.25, 1.0), PerGroup(0.25, 0.5, 1.0), Flat(1.0, body_div=10)):
+        assert spread(rate, [True, False, True]) == rate(3)

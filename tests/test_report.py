@@ -69,6 +69,7 @@ def test_noise_that_keeps_its_flag_is_said_to_be_silenced():
 
 def test_partly_frozen_is_neither():
     learn = learner(plain(), splitter=split_at("head"))
+    learn.create_opt()
     learn.model.body[0].weight.requires_grad_(False)
     assert [r.state for r in group_table(learn).rows] == ["trained, but 1 tensors", "trained"]
 

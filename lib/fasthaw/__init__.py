@@ -17,6 +17,7 @@ _WHERE = {
     "split_at": "splitters",
     "split_by": "splitters",
     "layer_groups": "splitters",
+    "use_groups": "splitters",
     "execution_order": "splitters",
     "out_of_order": "splitters",
     "group_table": "report",
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
     from .splitters import split_by as split_by
     from .splitters import split_even as split_even
     from .splitters import split_stages as split_stages
+    from .splitters import use_groups as use_groups
 
     __version__: str
 else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
@@ -29,7 +30,8 @@ class LayerGroup:
 
     `modules` maps the dotted name of every module wholly inside the group, containers and leaves, to the module. A
     container that spans several groups is in none of them; its bare parameters (`class_token`, layer scale) belong to
-    the earliest. `tied` maps a parameter of this group to the name under which a later group uses it as well.
+    the earliest. `tied` maps a parameter of this group to the name under which a later group uses it as well. `root` is
+    the network that the group is a part of, without wrappers.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LayerGroup:
     tied: dict[str, str] = field(repr=False)
     _params: dict[str, nn.Parameter] = field(repr=False)
     _buffers: dict[str, Tensor] = field(repr=False)
+    root: nn.Module | None = field(default=None, repr=False)
 
     def params(self) -> list[nn.Parameter]:
         """The group's parameters in registration order, each once."""
@@ -167,7 +170,7 @@ def _build(
         later = [n for i, n in places if i > first]
         if later:
             tied[first][name] = later[0]
-    return tuple(map(LayerGroup, names, modules, tied, params, buffers))
+    return tuple(map(LayerGroup, names, modules, tied, params, buffers, repeat(model)))
 
 
 def _spans(model: nn.Module, place: Mapping[str, int], params_at: Mapping[str, int]) -> dict[int, set[int]]:
@@ -182,7 +185,7 @@ def _spans(model: nn.Module, place: Mapping[str, int], params_at: Mapping[str, i
         if name in place:
             span.add(place[name])
         prefix = f"{name}." if name else ""
-        span |= {params_at[prefix + n] for n in module._parameters if prefix + n in params_at}
+        span |= {params_at[prefix + n] for n, _ in module._parameters.items() if prefix + n in params_at}
     return spans
 
 

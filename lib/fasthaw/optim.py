@@ -13,7 +13,8 @@ from torch import nn
 
 from .groups import LayerGroup
 from .modules import unwrap
-from .rates import RateLike, as_rate
+from .pinned import wholly_pinned
+from .rates import RateLike, as_rate, spread
 from .splitters import Splitter
 from .words import did_you_mean, names_of, number, shown, some_of, wanted
 
@@ -67,7 +68,8 @@ def param_groups(
     groups = splitter.groups(model)
     spared = _listed(unwrap(model)) | _matched(groups, no_decay)
     dicts = []
-    for group, lr in zip(groups, as_rate(rate)(len(groups)), strict=True):
+    rates = spread(as_rate(rate), [not wholly_pinned(g) for g in groups])
+    for group, lr in zip(groups, rates, strict=True):
         for decay, params in _by_decay(group, spared, weight_decay).items():
             dicts.append({"params": params, "lr": lr, "weight_decay": decay, "group_name": group.name})
     return dicts

@@ -240,6 +240,18 @@ def check_trains(names: Sequence[str], trains: Sequence[bool], rates: Sequence[f
         )
 
 
+def spread(rate: Rate, deep: Sequence[bool]) -> tuple[float, ...]:
+    """One rate a group, where groups that are not `deep`, as nothing of them can train, are no step of a `LayerDecay`.
+
+    >>> spread(LayerDecay(1.0, decay=0.5), [True, False, True, True])
+    (0.25, 0.5, 0.5, 1.0)
+    """
+    if not isinstance(rate, LayerDecay) or all(deep):
+        return rate(len(deep))
+    by_distance = rate(sum(deep) + 1)[::-1]
+    return tuple(by_distance[sum(deep[i + 1 :])] for i in range(len(deep)))
+
+
 def _checked(value: object, what: str) -> float:
     """`value` as a plain float: `torch.load(weights_only=True)` refuses numpy's in an optimizer state."""
     if not isinstance(value, Real) or isinstance(value, bool):

@@ -18,7 +18,8 @@ from ..freezing import FreezeContract, fix_affine, frozen, hold, leaking_noise, 
 from ..freezing.modes import held_modules
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
-from ..splitters import layer_groups
+from ..pinned import keep_pinned, write_down
+from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..words import at_least, shown, wanted
 
 
@@ -28,10 +29,11 @@ class FrozenEval(Callback):
     Pass it as `cbs=FrozenEval()` to a learner or to one fit, then freeze as ever: `learn.freeze()`,
     `learn.freeze_to(-2)`, `train_only(groups, "head")`. `requires_grad` of norm parameters is written by the contract and
     stays written; modes are set before each training epoch and put in order before a batch when something changed them.
+    Pinned parameters, off before anything was frozen, are switched off again where `learn.unfreeze()` switched them on.
 
     Raises (at the start of a fit):
-        ValueError: a parameter that requires grad is unknown to the optimizer, as after a head was replaced; or this is
-            the learner's second FrozenEval.
+        ValueError: a parameter that requires grad is unknown to the optimizer, as after a head was replaced; the optimizer
+            has other groups than the learner's splitter makes; or this is the learner's second FrozenEval.
         SplitError: the learner's own splitter does not cover the model exactly once.
     """
 
@@ -51,6 +53,9 @@ class FrozenEval(Callback):
                 "this FrozenEval belongs to another learner already; give each learner its own FrozenEval()"
             )
         super().__setattr__(name, value)
+        if name == "learn" and value is not None and value.opt is None and not isinstance(value.splitter, Splitter):
+            # fastai may freeze or unfreeze before the first fit, and only a splitter of ours is asked before that.
+            write_down(unwrap(value.model), still_open=True)
 
     def before_fit(self) -> None:
         learn = self.learn
@@ -64,6 +69,8 @@ class FrozenEval(Callback):
         self._clear()
         try:
             groups = layer_groups(learn)
+            if not _only_validates(learn):
+                check_optimizer_groups(learn, groups)
         except SplitError:
             # before_fit comes before predictions too: those work for any model, so only a fit is stopped.
             if _only_validates(learn):
@@ -76,7 +83,7 @@ class FrozenEval(Callback):
         if facts == self._known:
             self._muted += hold(self._held)  # each epoch begins with everything in train mode
             return
-        _check_known(self.learn)
+        check_optimizer_groups(self.learn, layer_groups(self.learn))
         self._renew()
 
     def before_batch(self) -> None:
@@ -129,6 +136,7 @@ class FrozenEval(Callback):
 
     def _enforce(self, groups: tuple[LayerGroup, ...]) -> None:
         """The contract on parameters; on the optimizer too, where there is one yet."""
+        keep_pinned(groups)
         fix_affine(groups, trained=self.contract.norm_affine == "trained")
         self._params = [p for g in groups for p in g.params()]
         self._state = tuple(p.requires_grad for p in self._params)
@@ -193,7 +201,9 @@ class UnfreezeAt(Callback):
     def before_fit(self) -> None:
         if _only_validates(self.learn):
             return
-        names = [g.name for g in layer_groups(self.learn)]
+        groups = layer_groups(self.learn)
+        check_optimizer_groups(self.learn, groups)
+        names = [g.name for g in groups]
         for which in self.epochs.values():
             selected(names, which)
         late = [e for e in self.epochs if e >= self.learn.n_epoch]
@@ -243,17 +253,6 @@ def forget_frozen(opt) -> None:
         elif p in opt.state:
             # A fresh dict: after a load fastai's state is no defaultdict, so the entry must stay.
             opt.state[p] = {k: v for k, v in opt.state[p].items() if k in opt._keep_on_clear}
-
-
-def _check_known(learn: Learner) -> None:
-    known = {id(p) for ps in learn.opt.param_lists for p in ps}
-    lost = [n for n, p in learn.model.named_parameters() if p.requires_grad and id(p) not in known]
-    if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise ValueError(
-            f"{', '.join(lost[:3])}{more} would not train: the optimizer was made before they were part of the model. "
-            "Call learn.create_opt() after replacing a head or a splitter"
-        )
 
 
 def _tell_frozen_idx(opt, states: tuple[bool, ...]) -> None:

@@ -17,6 +17,7 @@ from ..freezing import FreezeContract, changed, fingerprints, frozen, held, keep
 from ..freezing.modes import held_modules
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
+from ..pinned import pinned_names
 from ..report import GroupProof, Proof
 from ..splitters import layer_groups
 from ..words import one_of
@@ -166,6 +167,7 @@ class _Watch:
                     noisy=tuple(sorted(span.noisy)),
                     states=tuple(sorted(span.states)),
                     grads=tuple(sorted(span.grads)),
+                    pinned=tuple(pinned_names(span.group)),
                 )
             )
 
@@ -182,7 +184,11 @@ def _still(group: LayerGroup, is_frozen: bool, contract: FreezeContract, *, stat
 
     params = {n for n, _ in group.named_params() if is_frozen and not (norm_trains and is_norm(module_of(n)))}
     owners = {n: module_of(n) for n, _ in group.named_buffers()}
-    return params | {n for n, m in owners.items() if m is not None and (stats if is_norm(m) else noise)}
+    return (
+        params
+        | {*pinned_names(group)}
+        | {n for n, m in owners.items() if m is not None and (stats if is_norm(m) else noise)}
+    )
 
 
 def _has_state(opt, p: nn.Parameter) -> bool:

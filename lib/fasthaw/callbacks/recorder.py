@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..freezing import frozen
 from ..groups import LayerGroup
 from ..report.plots import plot_lanes
-from ..splitters import layer_groups
+from ..splitters import check_optimizer_groups, layer_groups
 from ..words import at_least, names_of, own_file, shown
 from .freeze import _only_validates
 
@@ -146,6 +146,7 @@ class GroupRecorder(Callback):
 
     def _begin(self) -> None:
         self._groups = layer_groups(self.learn)
+        check_optimizer_groups(self.learn, self._groups)
         names = tuple(g.name for g in self._groups)
         if self._names not in ((), names):
             raise ValueError(

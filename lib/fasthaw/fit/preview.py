@@ -13,18 +13,20 @@ from fastai.callback.schedule import combined_cos
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..callbacks import FrozenEval
 from ..checkpoint import random_state, set_random_state
-from ..freezing import FreezeContract, selected
-from ..groups import LayerGroup
+from ..freezing import FreezeContract, selected, trainable
 from ..modules import unwrap
+from ..pinned import can_train, pinned_names, said_of, wholly_pinned
 from ..plan import Plan, check
+from ..rates import spread
 from ..report.plots import plot_lanes, strips
+from ..splitters import check_optimizer_groups, layer_groups
 from ..tables import as_html, as_text
 from ..undo import Undone
 from ..untouched import untouched
@@ -60,12 +62,14 @@ class Preview:
     """A plan on a learner: prints as text in a terminal, shows as a table and a plot in a notebook.
 
     `rates` and `frozen` are arrays `(steps, groups)`, the group nearest the input first. A frozen group has a rate, too.
+    `pinned` names the parameters that train in no stage, whatever it asks for.
     """
 
     stages: tuple[StagePreview, ...]
     groups: tuple[str, ...]
     rates: np.ndarray
     frozen: np.ndarray
+    pinned: tuple[str, ...] = ()
 
     def plot(self) -> Figure:
         """Every group's rate over all steps, and lanes that are grey where a group is frozen."""
@@ -91,9 +95,10 @@ class Preview:
         """The totals, and how to read the bars."""
         live = self.rates[~self.frozen]
         live = live[live > 0]
-        spread = f"{live.min():.1e} to {live.max():.1e}" if live.size else "0"
+        span = f"{live.min():.1e} to {live.max():.1e}" if live.size else "0"
         epochs = sum(s.epochs for s in self.stages)
-        return f"{epochs} epochs, {len(self.rates):,} steps; rates from {spread} (log scale), frozen is grey or a dot."
+        total = f"{epochs} epochs, {len(self.rates):,} steps; rates from {span} (log scale), frozen is grey or a dot."
+        return total + said_of(self.pinned)
 
 
 def preview(plan: Plan, learn: Learner) -> Preview:
@@ -108,15 +113,19 @@ def preview(plan: Plan, learn: Learner) -> Preview:
     """
     wanted(Learner, learn, "preview takes a plan and a fastai Learner")
     groups = listed_groups(learn)
-    names = [g.name for g in groups]
-    check(plan, names)
+    check_optimizer_groups(learn, layer_groups(learn))
+    names, pinned = [g.name for g in groups], [wholly_pinned(g) for g in groups]
+    check(plan, names, [n for n, p in zip(names, pinned, strict=True) if p])
     n_batches, own = len(learn.dls.train), _contract(learn)
     counted = _Backward(learn)
     stages, rates, frozen = [], [], []
     for i, stage in enumerate(plan, 1):
         trains = selected(names, stage.train)
-        highest, steps = stage.lr(len(groups)), stage.epochs * n_batches
-        params = _trainable(groups, trains, stage.contract or own)
+        trains = tuple(t and not p for t, p in zip(trains, pinned, strict=True))
+        highest, steps = spread(stage.lr, [not p for p in pinned]), stage.epochs * n_batches
+        params = {
+            n: p for g, t in zip(groups, trains, strict=True) for n, p in trainable(g, t, stage.contract or own).items()
+        }
         stages.append(
             StagePreview(
                 name=f"{i} {stage.title}",
@@ -130,7 +139,8 @@ def preview(plan: Plan, learn: Learner) -> Preview:
         )
         rates += one_cycle(highest, stage.epochs, n_batches)
         frozen += [[not t for t in trains]] * steps
-    return Preview(tuple(stages), tuple(names), np.array(rates), np.array(frozen))
+    still = tuple(n for g in groups for n in pinned_names(g))
+    return Preview(tuple(stages), tuple(names), np.array(rates), np.array(frozen), still)
 
 
 def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> list[np.ndarray]:
@@ -151,24 +161,13 @@ def _contract(learn: Learner) -> FreezeContract:
     return next((cb.contract for cb in learn.cbs if isinstance(cb, FrozenEval)), FreezeContract())
 
 
-def _trainable(
-    groups: Sequence[LayerGroup], trains: Sequence[bool], contract: FreezeContract
-) -> dict[str, nn.Parameter]:
-    """The parameters that will require grad; the contract decides for the norms of frozen groups."""
-    found = {}
-    for group, whole in zip(groups, trains, strict=True):
-        norms = {id(p) for p in group.norm_params()} if contract.norm_affine == "trained" else set()
-        found |= {n: p for n, p in group.named_params() if whole or id(p) in norms}
-    return found
-
-
 class _Backward:
     """Counts the multiplications of a backward for a choice of trainable parameters, on copies of everything."""
 
     def __init__(self, learn: Learner) -> None:
         self.learn, self.model = learn, unwrap(learn.model)
         self.inputs, self.known = _two_items(learn), {}
-        self.whole = self._count({n for n, _ in self.model.named_parameters()})
+        self.whole = self._count({n for n, p in self.model.named_parameters() if can_train(p)})
 
     def skipped(self, names) -> float | None:
         """The share of the whole backward that is not computed when only these parameters train."""

@@ -9,8 +9,9 @@ from fastai.learner import Learner
 
 from ..freezing import frozen
 from ..groups import UNLISTED
-from ..rates import RateLike, as_rate, check_trains
-from ..splitters import Splitter, layer_groups
+from ..pinned import wholly_pinned
+from ..rates import RateLike, as_rate, check_trains, spread
+from ..splitters import check_optimizer_groups, layer_groups
 from ..words import wanted
 
 
@@ -19,6 +20,7 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
 
     A rate spans all groups, frozen ones included, so the same rate serves before and after an unfreezing. `slice(lo, hi)`
     means `Geometric(lo, hi)`, `slice(hi)` what it means in fastai, a number the same rate everywhere, a list one rate each.
+    Groups that are wholly pinned are no depth for `LayerDecay`: the group before has the rate of the group after.
 
     Raises:
         ValueError: a rate that is negative, not finite or of the wrong length, rates that are all zero where groups
@@ -26,16 +28,12 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
         SplitError: the groups do not cover the model exactly once.
     """
     wanted(Learner, learn, "lrs takes a fastai Learner and a rate")
-    groups = [g for g in layer_groups(learn) if g.name != UNLISTED]
-    names = [g.name for g in groups]
-    if learn.opt is not None and isinstance(learn.splitter, Splitter) and len(learn.opt.param_lists) != len(groups):
-        raise ValueError(
-            f"the optimizer has {len(learn.opt.param_lists)} parameter groups but {learn.splitter} makes {len(groups)} "
-            f"({', '.join(names)}): it was made with another splitter or model. Call learn.create_opt()"
-        )
-    rates = as_rate(rate)(len(groups))
-    check_trains(names, [not f for f in frozen(groups)], rates)
+    groups = layer_groups(learn)
+    check_optimizer_groups(learn, groups)
+    groups = [g for g in groups if g.name != UNLISTED]
+    rates = spread(as_rate(rate), [not wholly_pinned(g) for g in groups])
+    check_trains([g.name for g in groups], [not f for f in frozen(groups)], rates)
     if any(a > b for a, b in pairwise(rates)):
-        shown = ", ".join(f"{n} {r:.2g}" for n, r in zip(names, rates, strict=True))
+        shown = ", ".join(f"{n} {r:.2g}" for n, r in zip([g.name for g in groups], rates, strict=True))
         warnings.warn(f"these rates fall towards the head: {shown}", stacklevel=2)
     return list(rates)

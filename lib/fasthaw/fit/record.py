@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ..pinned import said_of
 from ..report import GroupProof, Proof
 from ..tables import as_html, as_text
 
@@ -58,7 +59,8 @@ class RunRecord:
         """The totals, what did not hold, and where the run was taken up again."""
         total = f"{sum(s.epochs for s in self.stages)} epochs in {sum(s.seconds for s in self.stages):.1f} s."
         broken = [f"{s.name}: {s.proof.verdict()}" for s in self.stages if not s.proof.holds]
-        return " ".join([total, *broken, *([self.resumed] if self.resumed else [])])
+        pinned = said_of(tuple(dict.fromkeys(n for s in self.stages for n in s.proof.pinned)))
+        return " ".join([total + pinned, *broken, *([self.resumed] if self.resumed else [])])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         metrics = list(dict.fromkeys(k for s in self.stages for k in s.metrics))

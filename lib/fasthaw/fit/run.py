@@ -32,8 +32,9 @@ from ..features import CachedFeatures, cached_features
 from ..freezing import FreezeContract, frozen, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..modules import unwrap
+from ..pinned import wholly_pinned
 from ..plan import Plan, Stage, check
-from ..splitters import layer_groups
+from ..splitters import check_optimizer_groups, layer_groups
 from ..undo import Undone
 from ..words import shown, wanted
 from .carried import StateOfCallbacks, carried, check_callbacks
@@ -91,8 +92,9 @@ def fit_plan(
     if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "anyway"):
         raise ValueError(f"resume is True, False or 'anyway'; {shown(resume)} came")
     cbs = given(cbs)
+    check_optimizer_groups(learn, layer_groups(learn))
     groups = listed_groups(learn)
-    check(plan, [g.name for g in groups])
+    check(plan, [g.name for g in groups], [g.name for g in groups if wholly_pinned(g)])
     path = None if checkpoint is None else place_of(checkpoint)
     with ExitStack() as stack:
         if path is not None and _writes():

@@ -1,7 +1,8 @@
 """Freezing: which groups train, what a frozen group holds still, and the proof that it did.
 
 Frozen is read, not remembered: a group is frozen when none of its parameters outside normalisation layers requires
-grad, so plain fastai calls (`learn.freeze()`, `learn.freeze_to(-2)`, `learn.unfreeze()`) stay the switch.
+grad, so plain fastai calls (`learn.freeze()`, `learn.freeze_to(-2)`, `learn.unfreeze()`) stay the switch. Pinned
+parameters (`fasthaw.pinned`) are the one thing remembered.
 """
 
 from .contract import FreezeContract as FreezeContract
@@ -17,3 +18,4 @@ from .selection import fix_affine as fix_affine
 from .selection import frozen as frozen
 from .selection import selected as selected
 from .selection import train_only as train_only
+from .selection import trainable as trainable

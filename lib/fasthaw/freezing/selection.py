@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from ..groups import LayerGroup, check_groups
+from torch import nn
+
+from ..groups import LayerGroup
+from ..pinned import as_patterns, free_params, may_train, pin, warn_in_vain, write_down
+from ..splitters import layer_groups
 from ..words import did_you_mean, shown
+from .contract import FreezeContract
 
 Which = int | str | Sequence[str]
+Groups = object | nn.Module | Iterable[LayerGroup]  # a learner, a network, or its layer groups
 _SPELLING = "-1 is the head alone, -2 the last two groups, 0 or 'all' every group; or give a name or a tuple of names"
 
 
@@ -44,26 +50,41 @@ def selected(names: Sequence[str], which: Which) -> tuple[bool, ...]:
     return tuple(name in wanted for name in names)
 
 
-def train_only(groups: Sequence[LayerGroup], which: Which) -> None:
+def train_only(of: Groups, which: Which, *, pinned: str | Sequence[str] | None = None) -> None:
     """Make exactly the selected groups train, in place: `requires_grad` of their parameters on, of all others off.
 
-    Unlike `learn.freeze_to` it keeps the optimizer state of the groups that go on training. Spelling and errors are
-    those of `selected`. A `FrozenEval` then holds the rest still by its contract.
+    `of` is a learner, a network (divided by `split_stages()`) or layer groups. Unlike `learn.freeze_to` it keeps the
+    optimizer state of the groups that go on training. Spelling and errors are those of `selected`. A `FrozenEval` then holds
+    the rest still by its contract.
+
+    Pinned parameters stay off: those that were so before anything was frozen, or cannot require grad. `pinned=()` forgets
+    them, `pinned="embeddings"` adds some, written down on the model; a group of nothing else is warned of.
+
+    Raises:
+        TypeError, ValueError: a selection that cannot be, or `pinned=` beside a splitter that says it.
     """
-    check_groups(groups)
-    for group, trains in zip(groups, selected([g.name for g in groups], which), strict=True):
-        for p in group.params():
-            p.requires_grad_(trains)
+    groups = layer_groups(of)
+    chosen = selected([g.name for g in groups], which)
+    said = getattr(getattr(of, "splitter", None), "pinned", None)
+    if pinned is not None and said is not None:
+        raise ValueError(f"{of.splitter} says what is pinned already; say it there: use_groups(learn, ...)")
+    for root in _roots(groups):
+        write_down(root) if pinned is None else pin(root, as_patterns(pinned))
+    for group, trains in zip(groups, chosen, strict=True):
+        free = free_params(group)
+        for name, p in group.named_params():
+            p.requires_grad_(trains and name in free)
+    warn_in_vain(g for g, trains in zip(groups, chosen, strict=True) if trains)
 
 
-def frozen(groups: Sequence[LayerGroup]) -> tuple[bool, ...]:
+def frozen(of: Groups) -> tuple[bool, ...]:
     """For each group whether it is frozen: none of its parameters outside normalisation layers requires grad.
 
-    A group of normalisation layers alone, which only lists of parameters can make, goes with the group before it.
+    `of` is a learner, a network (divided by `split_stages()`) or layer groups. A group of normalisation layers alone, which
+    only lists of parameters can make, goes with the group before it.
     """
-    check_groups(groups)
     states: list[bool] = []
-    for group in groups:
+    for group in layer_groups(of):
         deciding = group.other_params()
         if not deciding and states:
             states.append(states[-1])
@@ -73,11 +94,30 @@ def frozen(groups: Sequence[LayerGroup]) -> tuple[bool, ...]:
 
 
 def fix_affine(groups: Sequence[LayerGroup], *, trained: bool) -> None:
-    """Set `requires_grad` of the norm parameters in frozen groups, in place; other groups are left as they are."""
+    """Set `requires_grad` of the norm parameters in frozen groups, in place; other groups are left as they are.
+
+    Norm parameters that were written down as pinned stay off. In a loop where nothing was written down yet, a group that
+    was frozen by hand is a frozen group.
+    """
     for group, is_frozen in zip(groups, frozen(groups), strict=True):
         if is_frozen:
-            for p in group.norm_params():
-                p.requires_grad_(trained)
+            norms = {id(p) for p in group.norm_params()}
+            for name, p in group.named_params():
+                if id(p) in norms:
+                    p.requires_grad_(trained and may_train(p, name, group.root))
+
+
+def trainable(group: LayerGroup, trains: bool, contract: FreezeContract) -> dict[str, nn.Parameter]:
+    """The parameters of a group that require grad under a contract, by dotted name, when the group trains or is frozen."""
+    free = free_params(group)
+    if trains:
+        return free
+    norms = {id(p) for p in group.norm_params()} if contract.norm_affine == "trained" else set()
+    return {n: p for n, p in free.items() if id(p) in norms}
+
+
+def _roots(groups: Iterable[LayerGroup]) -> list[nn.Module]:
+    return list({id(g.root): g.root for g in groups if g.root is not None}.values())
 
 
 def _last(names: tuple[str, ...], which: int) -> tuple[bool, ...]:
@@ -88,6 +128,12 @@ def _last(names: tuple[str, ...], which: int) -> tuple[bool, ...]:
         raise ValueError(
             f"{which} selects no groups: to train the last {which} say -{which}. ({_SPELLING}.) "
             f"fastai's freeze_to({which}), which leaves the first {which} frozen, is {min(which - n, -1)} here"
+        )
+    if n == 1 and which < 0:
+        raise ValueError(
+            f"{which} selects every group, as there is one ({names[0]}), so it would train all. Divide the network: "
+            "splitter=split_stages() where no splitter was given, use_groups(learn, split_stages()) for a learner that "
+            "exists; or say 0 or 'all' where all is meant"
         )
     if -which > n:
         raise ValueError(f"{which} is out of range for {n} layer groups ({', '.join(names)}); use {-n}..0")

@@ -18,6 +18,9 @@ from torch.nn.modules.dropout import _DropoutNd as DropoutNd
 # What a lazy layer holds before its first batch has given it a shape. torch's stubs do not name the mixin.
 from torch.nn.parameter import UninitializedTensorMixin as Uninitialized  # type: ignore[attr-defined]
 
+# Tensors that are made of other tensors (float8, quantised by torchao): `__tensor_flatten__` tells which.
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
+
 # Nested lists, tuples and dicts of tensors: what networks take and return. torch has no public module for them.
 from torch.utils._pytree import TreeSpec as TreeSpec
 from torch.utils._pytree import tree_flatten as tree_flatten
@@ -49,6 +52,10 @@ __all__ = [
     "fused_adam_step",
     "fused_sgd_step",
     "leaf_of",
+    "is_wrapper",
+    "keeps_more_than_tensors",
+    "saved_state",
+    "sparse_parts",
     "writes_to_shared_memory",
     "draw_the_seed_of_an_epoch",
 ]
@@ -120,3 +127,20 @@ def writes_to_shared_memory(error: Exception) -> bool:
 def draw_the_seed_of_an_epoch() -> None:
     """Draw what every epoch of a torch `DataLoader` draws from the global generator: the seed of its workers."""
     iter(DataLoader(TensorDataset(torch.empty(1))))
+
+
+def keeps_more_than_tensors(module: nn.Module) -> bool:
+    """Whether a module adds to its state dict by itself: quantised ones keep their weights in no parameter and no buffer."""
+    return type(module)._save_to_state_dict is not nn.Module._save_to_state_dict
+
+
+def saved_state(module: nn.Module, prefix: str) -> dict[str, object]:
+    """What a module alone, without its children, puts into a state dict."""
+    found: dict[str, object] = {}
+    module._save_to_state_dict(found, prefix, keep_vars=True)
+    return found
+
+
+def sparse_parts(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values of a sparse tensor as they are; the public way sums doubled indices first, which is another tensor."""
+    return t._indices(), t._values()

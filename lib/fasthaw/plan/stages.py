@@ -6,7 +6,7 @@ group names and the number of rates are checked by `check`, which `fit_plan` cal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..freezing import FreezeContract, selected
@@ -147,8 +147,8 @@ class Plan:
         return tuple(columns), list(zip(*columns.values(), strict=True))
 
 
-def check(plan: Plan, names: Sequence[str]) -> None:
-    """Raise for the first stage that cannot run on layer groups of these names.
+def check(plan: Plan, names: Sequence[str], pinned: Collection[str] = ()) -> None:
+    """Raise for the first stage that cannot run on layer groups of these names, of which those in `pinned` never train.
 
     Raises:
         TypeError: not a plan.
@@ -163,7 +163,12 @@ def check(plan: Plan, names: Sequence[str]) -> None:
         except (TypeError, ValueError) as error:  # a rate that is a function may return anything
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"stage {i} ({stage.title}): {error}") from error
-        if stage.cache is True and trains[0]:
+        if all(n in pinned for n, t in zip(names, trains, strict=True) if t):
+            raise ValueError(
+                f"stage {i} ({stage.title}) trains nothing: all of it is pinned, off before anything was frozen or named by "
+                "pinned=. To let it train say train_only(learn, which, pinned=()) once before the plan"
+            )
+        if stage.cache is True and trains[0] and names[0] not in pinned:
             raise ValueError(
                 f"stage {i} ({stage.title}) has cache=True and trains {names[0]}, the first group, so no frozen layer comes "
                 "before a trained one. Freeze the first groups (train=-1), or leave the cache out"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..freezing import FreezeContract, frozen, held, keeps_flag, own_noise
+from ..freezing import FreezeContract, frozen, held, keeps_flag, own_noise, trainable
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
+from ..pinned import free_params, pinned_names, said_of, wholly_pinned
 from ..rates import RateLike, as_rate
-from ..splitters import Splitter, layer_groups
+from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..tables import as_html, as_text
 
 _COLUMNS = ("group", "modules", "parameters", "state", "lr", "norm layers", "noise")
@@ -61,8 +63,8 @@ class GroupTable:
         return f"{len(self.rows)} layer groups; {share}. {self.note}"
 
 
-def group_table(learn_or_model, splitter: Splitter | None = None, *, lr: RateLike | None = None) -> GroupTable:
-    """The layer groups of a learner or a network, each with what the next training step will do to it.
+def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = None) -> GroupTable:
+    """The layer groups of a learner, of a network or as they are, each with what the next training step will do to it.
 
     Norm and noise are shown as they will be under the contract of the learner's `FrozenEval`. The learning rates are
     those of `lr`, one float a group as `lrs(learn, rate)` returns them or a policy, or else those in the optimizer now.
@@ -71,14 +73,17 @@ def group_table(learn_or_model, splitter: Splitter | None = None, *, lr: RateLik
         SplitError: the groups do not cover the network exactly once.
         TypeError, ValueError: `lr` is no rate, or does not hold one a group.
     """
-    groups = layer_groups(learn_or_model, splitter)
-    contract, rates = None, (None,) * len(groups)
-    if not isinstance(learn_or_model, nn.Module):
-        contract, rates = _contract(learn_or_model), _rates_now(learn_or_model, len(groups))
+    groups = layer_groups(of, splitter)
+    contract, rates, note = None, (None,) * len(groups), ""
+    if hasattr(of, "cbs") and not isinstance(of, nn.Module):
+        contract, rates, note = _contract(of), _rates_now(of, groups), _other_groups(of, groups)
     rates = rates if lr is None else as_rate(lr)(len(groups))
-    note = "No FrozenEval: norm layers and noise follow the training mode." if contract is None else f"{contract}."
-    contract = contract or _NOTHING_HELD
+    holds = "No FrozenEval: norm layers and noise follow the training mode." if contract is None else f"{contract}."
+    note = f"{holds}{said_of([n for g in groups for n in pinned_names(g)])}{note}"
     states = frozen(groups)
+    if contract is not None:  # it switches pinned parameters off that somebody switched on
+        states = tuple(f or wholly_pinned(g) for f, g in zip(states, groups, strict=True))
+    contract = contract or _NOTHING_HELD
     stats, noise = held(contract.hold_stats, states), held(contract.hold_noise, states)
     rows = []
     for i, group in enumerate(groups):
@@ -103,17 +108,27 @@ def _contract(learn) -> FreezeContract | None:
     return next((c for c in contracts if isinstance(c, FreezeContract)), None)
 
 
-def _rates_now(learn, n_groups: int) -> tuple[float | None, ...]:
-    if learn.opt is None or len(learn.opt.hypers) != n_groups:
-        return (None,) * n_groups
+def _rates_now(learn, groups: Sequence[LayerGroup]) -> tuple[float | None, ...]:
+    if learn.opt is None or len(learn.opt.hypers) != len(groups):
+        return (None,) * len(groups)
     return tuple(float(h["lr"]) for h in learn.opt.hypers)
+
+
+def _other_groups(learn, groups: Sequence[LayerGroup]) -> str:
+    """What the next fit would refuse."""
+    try:
+        check_optimizer_groups(learn, groups)
+    except ValueError as error:
+        return f" No fit will run: {error}."
+    return ""
 
 
 def _trainable(group: LayerGroup, is_frozen: bool, contract: FreezeContract) -> list[nn.Parameter]:
     """What will require grad: the contract decides for the norms of a frozen group."""
-    if not is_frozen or contract is _NOTHING_HELD:
+    if contract is _NOTHING_HELD:
         return [p for p in group.params() if p.requires_grad]
-    return group.norm_params() if contract.norm_affine == "trained" else []
+    may = trainable(group, not is_frozen, contract).values()
+    return list(may) if is_frozen else [p for p in may if p.requires_grad]
 
 
 def _modules(group: LayerGroup) -> str:
@@ -124,10 +139,14 @@ def _modules(group: LayerGroup) -> str:
 
 
 def _state(group: LayerGroup, is_frozen: bool) -> str:
-    off = [p for p in group.other_params() if not p.requires_grad]
+    if wholly_pinned(group):
+        return "pinned" if is_frozen else "trained, though pinned"
     if is_frozen:
         return "frozen"
-    return f"trained, but {len(off)} tensors" if off else "trained"
+    off = [p for p in free_params(group).values() if not p.requires_grad]
+    norms = {id(p) for p in group.norm_params()}
+    off, pinned = [p for p in off if id(p) not in norms], len(pinned_names(group))
+    return f"trained{f', {pinned} tensors pinned' if pinned else ''}{f', but {len(off)} tensors' if off else ''}"
 
 
 def _norm(group: LayerGroup, stats_held: bool, trainable: list[nn.Parameter]) -> str:

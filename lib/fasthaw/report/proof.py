@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..pinned import said_of
 from ..tables import as_html, as_text
 
 _COLUMNS = (
@@ -26,7 +27,7 @@ class GroupProof:
 
     `held` and `trained` are how many tensors should not and may move, `moved` and `changed` the names of those that did.
     `noisy` names held modules that were found in training mode, `states` and `grads` frozen parameters that had optimizer
-    state or a gradient at a step.
+    state or a gradient at a step. `pinned` names the parameters that never train; they are held in a group that trains, too.
     """
 
     group: str
@@ -39,6 +40,7 @@ class GroupProof:
     noisy: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     grads: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -50,7 +52,7 @@ class GroupProof:
         first, last = self.epochs
         return (
             self.group,
-            "frozen" if self.frozen else "trained",
+            ("frozen" if self.frozen else "trained") + (f", {len(self.pinned)} pinned" if self.pinned else ""),
             f"{first}" if first == last else f"{first}-{last}",
             f"{self.held} tensors",
             *(str(len(self.moved)), str(self.trained), str(len(self.changed))),
@@ -75,6 +77,11 @@ class Proof:
         loose = {r.group for r in self.rows if not (r.frozen and r.holds)}
         return tuple(dict.fromkeys(r.group for r in self.rows if r.group not in loose))
 
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The names of all parameters that never train."""
+        return tuple(dict.fromkeys(n for r in self.rows for n in r.pinned))
+
     def failures(self) -> list[str]:
         """One sentence for each thing that did not hold."""
         what = {
@@ -93,7 +100,7 @@ class Proof:
         n = sum(r.held for r in self.rows)
         if not n:
             return "Nothing was frozen or held."
-        return f"Proved: none of {n} held tensors changed a bit."
+        return f"Proved: none of {n} held tensors changed a bit.{said_of(self.pinned)}"
 
     def __str__(self) -> str:
         table = as_text(_COLUMNS, [r.cells() for r in self.rows], _COLUMNS[3:])

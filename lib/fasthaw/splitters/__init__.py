@@ -7,13 +7,16 @@ head cannot make it stale. What a network's stages, blocks and head are is decid
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..groups import LayerGroup, SplitError, check_parameters, groups_of_lists, partition
+from ..groups import LayerGroup, SplitError, check_parameters, partition
 from ..modules import unwrap
+from ..pinned import as_patterns, can_train, keep_pinned, pin, write_down
 from ..words import at_least, names_of, shown, wanted
+from .copies import beside_copies
 from .order import execution_order, out_of_order
 from .ways import WAYS
 
@@ -27,6 +30,8 @@ __all__ = [
     "execution_order",
     "out_of_order",
     "layer_groups",
+    "use_groups",
+    "check_optimizer_groups",
 ]
 
 
@@ -34,12 +39,14 @@ __all__ = [
 class Splitter:
     """How to divide a network; made by the functions below. Called, it returns fastai's lists of parameters.
 
-    `order` names the modules without children as they run, where they are registered in another order.
+    `order` names the modules without children as they run, where they are registered in another order. `pinned` are
+    patterns of parameters that never train, `()` says that none is; None: those that were off before anything was frozen.
     """
 
     way: str
     args: tuple = ()
     order: tuple[str, ...] = ()
+    pinned: tuple[str, ...] | None = None
 
     def groups(self, model: nn.Module, *, sample: object = None) -> tuple[LayerGroup, ...]:
         """The layer groups of `model`, worked out anew; wrappers such as `DistributedDataParallel` are seen through.
@@ -52,8 +59,15 @@ class Splitter:
         """
         model = unwrap(model)
         check_parameters(model)
+        if self.pinned is not None:
+            pin(model, self.pinned)
         order = self.order if sample is None else execution_order(model, sample)
-        names, place = WAYS[self.way](model, _leaves(model, order), *self.args)
+        if self.way in ("at", "by"):
+            names, place = WAYS[self.way](model, _leaves(model, order), *self.args)
+        else:
+            names, place = beside_copies(
+                model, _leaves(model, order), lambda m, leaves: WAYS[self.way](m, leaves, *self.args)
+            )
         return partition(model, names, place)
 
     def in_order(self, order: tuple[str, ...]) -> Splitter:
@@ -62,35 +76,43 @@ class Splitter:
         return replace(self, order=names_of(wanted((tuple, list), order, what), what))
 
     def __call__(self, model: nn.Module) -> list[list[nn.Parameter]]:
-        """The parameters of each group, for `Learner(splitter=...)`."""
-        return [g.params() for g in self.groups(model)]
+        """The parameters of each group that can train at all, for `Learner(splitter=...)`; what is pinned is off then."""
+        groups = self.groups(model)
+        write_down(unwrap(model))  # fastai asks when it makes an optimizer, and freezes only then
+        keep_pinned(groups)
+        return [[p for p in g.params() if can_train(p)] for g in groups]
 
     def __repr__(self) -> str:
-        args = [f"{n}={p!r}" for n, p in self.args] if self.way == "by" else map(repr, self.args)
+        args = [f"{n}={p!r}" for n, p in self.args] if self.way == "by" else [repr(a) for a in self.args]
+        args += [] if self.pinned is None else [f"pinned={self.pinned!r}"]
         return f"split_{self.way}({', '.join(args)})" + (f".in_order({self.order!r})" if self.order else "")
 
 
-def split_stages() -> Splitter:
+def split_stages(*, pinned: str | Iterable[str] | None = None) -> Splitter:
     """A network's natural stages: what comes before them (`stem`), each stage under its own name, `head`.
+
+    Parameters that were off before anything was frozen (fixed positions, the weights under LoRA adapters, an EMA copy) are
+    pinned: no unfreezing makes them train. `pinned=` names more, by regular expressions over the names of parameters or
+    of modules around them; `pinned=()` says that none is. It is written down on the model.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> [g.name for g in split_stages().groups(net)]
     ['stage1', 'stage2', 'head']
     """
-    return Splitter("stages")
+    return Splitter("stages", pinned=as_patterns(pinned))
 
 
-def split_blocks() -> Splitter:
-    """One group a residual block or transformer layer, after the `stem` and before the `head`.
+def split_blocks(*, pinned: str | Iterable[str] | None = None) -> Splitter:
+    """One group a residual block or transformer layer, after the `stem` and before the `head`; `pinned` as for stages.
 
     >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2) for _ in range(3)), nn.Linear(8, 2))
     >>> [g.name for g in split_blocks().groups(net)]
     ['block1', 'block2', 'block3', 'head']
     """
-    return Splitter("blocks")
+    return Splitter("blocks", pinned=as_patterns(pinned))
 
 
-def split_even(n: int) -> Splitter:
+def split_even(n: int, *, pinned: str | Iterable[str] | None = None) -> Splitter:
     """The head alone, and before it `n - 1` groups of about equal parameter count, cut only between blocks.
 
     The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.
@@ -103,10 +125,10 @@ def split_even(n: int) -> Splitter:
     >>> [g.name for g in split_even(4).groups(net)]
     ['part1', 'part2', 'part3', 'head']
     """
-    return Splitter("even", (at_least(2, n, "split_even takes the number of groups"),))
+    return Splitter("even", (at_least(2, n, "split_even takes the number of groups"),), pinned=as_patterns(pinned))
 
 
-def split_at(*module_names: str) -> Splitter:
+def split_at(*module_names: str, pinned: str | Iterable[str] | None = None) -> Splitter:
     """Each named module opens a group and gives it its name; what comes before the first is the group `stem`.
 
     Raises:
@@ -119,10 +141,10 @@ def split_at(*module_names: str) -> Splitter:
     """
     if not module_names or any(not isinstance(n, str) or not n for n in module_names):
         raise TypeError(f"split_at wants module names such as split_at('layer3', 'fc'); it got {shown(module_names)}")
-    return Splitter("at", module_names)
+    return Splitter("at", module_names, pinned=as_patterns(pinned))
 
 
-def split_by(**patterns: str) -> Splitter:
+def split_by(*, pinned: str | Iterable[str] | None = None, **patterns: str) -> Splitter:
     """A group a pattern, in order: what a regular expression matches in full, a module's dotted name, is in its group.
 
     What is inside a matched module is matched with it. A module without parameters that no pattern matches joins the
@@ -145,30 +167,7 @@ def split_by(**patterns: str) -> Splitter:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"{name}={shown(pattern)} is no regular expression: {error}") from error
-    return Splitter("by", tuple(patterns.items()))
-
-
-def layer_groups(learn_or_model, splitter: Splitter | None = None) -> tuple[LayerGroup, ...]:
-    """The layer groups of a learner or a network.
-
-    Those of `splitter`, else of the learner's own where it is one of ours, else those that the learner's optimizer has,
-    or that its splitter makes where it has none yet. A network alone is divided by `split_stages()`.
-
-    Raises:
-        SplitError: the groups do not cover the network exactly once.
-    """
-    if splitter is not None:
-        wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()")
-    if isinstance(learn_or_model, nn.Module):
-        return (split_stages() if splitter is None else splitter).groups(learn_or_model)
-    learn = learn_or_model
-    if not isinstance(getattr(learn, "model", None), nn.Module) or not hasattr(learn, "splitter"):
-        raise TypeError(f"a fastai Learner or a torch.nn.Module is wanted; {shown(learn)} came")
-    splitter = learn.splitter if splitter is None else splitter
-    if isinstance(splitter, Splitter):
-        return splitter.groups(learn.model)
-    model = unwrap(learn.model)
-    return groups_of_lists(model, splitter(model) if learn.opt is None else learn.opt.param_lists)
+    return Splitter("by", tuple(patterns.items()), pinned=as_patterns(pinned))
 
 
 def _leaves(model: nn.Module, order: tuple[str, ...]) -> list[str]:
@@ -183,3 +182,6 @@ def _leaves(model: nn.Module, order: tuple[str, ...]) -> list[str]:
             "splitter.in_order(execution_order(model, sample))"
         )
     return list(order)
+
+
+from .of_learner import check_optimizer_groups, layer_groups, use_groups  # noqa: E402 (they need the values above)

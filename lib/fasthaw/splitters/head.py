@@ -48,12 +48,12 @@ def head_leaves(root: Node, shapes: Shapes) -> tuple[str, ...]:
 
 
 def _timm_classifier(module: nn.Module) -> str | Sequence[str]:
-    cfg = getattr(module, "pretrained_cfg", None)
+    cfg = vars(module).get("pretrained_cfg")  # its own: PEFT's wrappers answer for what they wrap
     return cfg.get("classifier") or "" if isinstance(cfg, dict) else ""
 
 
 def _transformers_body(module: nn.Module) -> str:
-    prefix = getattr(module, "base_model_prefix", "")
+    prefix = getattr(type(module), "base_model_prefix", "")
     return prefix if isinstance(prefix, str) else ""
 
 
