@@ -142,5 +142,5 @@ def saved_state(module: nn.Module, prefix: str) -> dict[str, object]:
 
 
 def sparse_parts(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices and values of a sparse tensor as they are; the public way sums doubled indices first, which is another tensor."""
+    """Indices and values of a sparse tensor as they are; the public way sums doubled indices first."""
     return t._indices(), t._values()
