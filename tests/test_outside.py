@@ -203,6 +203,7 @@ def test_multiplying_in_place_is_multiplying_and_adding_is_not():
     assert not any(map(of_python.multiplies, dis.get_instructions(lambda x, y: x + y)))
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 def test_a_quantised_layer_saves_what_no_parameter_holds():
     packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), {nn.Linear}, torch.qint8)[0]
     inner = next(m for m in packed.modules() if of_torch.keeps_more_than_tensors(m) and not m._modules)
@@ -211,7 +212,7 @@ def test_a_quantised_layer_saves_what_no_parameter_holds():
 
 
 def test_a_sparse_tensor_has_its_parts_as_they_are():
-    t = torch.sparse_coo_tensor([[1, 1]], [2.0, 3.0], (4,))
+    t = torch.sparse_coo_tensor([[1, 1]], [2.0, 3.0], (4,), check_invariants=True)
     indices, values = of_torch.sparse_parts(t)
     assert indices.tolist() == [[1, 1]] and values.tolist() == [2.0, 3.0]
 

@@ -110,15 +110,15 @@ def write_down(model: nn.Module, *, froze: Iterable[nn.Parameter] = (), still_op
     note adds to this one.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    note = vars(model).get(_NOTE)
-    known = note["why"] if note else {}
+    note: dict = vars(model).get(_NOTE) or {}
+    known = note.get("why", {})
     if note and not note["open"] and not _adapted(named, known):
         why = {n: known.get(n, _read(p)) for n, p in named.items()}
     else:
         by_fastai = {id(p) for p in froze}
         sure = {n: r for n, r in known.items() if r and (note["open"] or r == NAMED)}
         why = {n: sure.get(n, FREE if id(p) in by_fastai else _read(p)) for n, p in named.items()}
-    vars(model)[_NOTE] = {"open": still_open and (note is None or note["open"]), "why": why}
+    vars(model)[_NOTE] = {"open": still_open and note.get("open", True), "why": why}
 
 
 def pin(model: nn.Module, patterns: tuple[str, ...]) -> None:

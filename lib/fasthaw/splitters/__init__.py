@@ -117,6 +117,8 @@ def split_even(n: int, *, pinned: str | Iterable[str] | None = None) -> Splitter
 
     The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.
 
+    `pinned` is as for `split_stages`.
+
     Raises:
         ValueError: `n` is no whole number from 2 on.
         SplitError (when a network is divided): it has too few blocks.
@@ -130,6 +132,8 @@ def split_even(n: int, *, pinned: str | Iterable[str] | None = None) -> Splitter
 
 def split_at(*module_names: str, pinned: str | Iterable[str] | None = None) -> Splitter:
     """Each named module opens a group and gives it its name; what comes before the first is the group `stem`.
+
+    `pinned` is as for `split_stages`.
 
     Raises:
         TypeError: no name, or one that is no string.
@@ -149,6 +153,8 @@ def split_by(*, pinned: str | Iterable[str] | None = None, **patterns: str) -> S
 
     What is inside a matched module is matched with it. A module without parameters that no pattern matches joins the
     group before it; one with parameters is an error, as is one that two patterns match.
+
+    `pinned` is as for `split_stages`.
 
     Raises:
         TypeError: no pattern.
