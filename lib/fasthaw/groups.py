@@ -8,8 +8,9 @@ the live model. Every way to make groups ends in `partition` or `groups_of_lists
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
@@ -112,18 +113,22 @@ def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) 
         place = {n: into if i == alone else i - (i > alone) for n, i in place.items()}
 
 
-def groups_of_lists(model: nn.Module, lists: Iterable[Iterable[nn.Parameter]]) -> tuple[LayerGroup, ...]:
+def groups_of_lists(
+    model: nn.Module, lists: Iterable[Iterable[nn.Parameter]], others: Mapping[str, nn.Parameter] = MappingProxyType({})
+) -> tuple[LayerGroup, ...]:
     """Layer groups for fastai's lists of parameters: one a list, named `group0`, `group1`, ..., `head`.
 
     A module joins the group of its parameters; a parameterless one that of its container, or where the container spans
     several, the group before it. Parameters that are in no list and were frozen by hand, which fastai's default splitter
-    leaves out, come first as one more group, `unlisted`.
+    leaves out, come first as one more group, `unlisted`. A list of parameters that the model does not have, such as the class
+    centres of a loss, is a group `loss`; `others` gives such parameters their names.
 
     Raises:
         SplitError: the container is not a list of lists of parameters, a list is empty, a parameter is in two lists,
             or one that requires grad is in none.
     """
-    lists = _checked_lists(lists)
+    every, foreign = _checked_lists(lists), {id(p) for p in others.values()}
+    lists = [ps for ps in every if any(id(p) not in foreign for p in ps)]
     owner = {id(p): i for i, ps in enumerate(lists) for p in ps}
     named = dict(model.named_parameters())
     _check_overlap(lists, named)
@@ -139,7 +144,30 @@ def groups_of_lists(model: nn.Module, lists: Iterable[Iterable[nn.Parameter]]) -
     if missing:
         names, owner = [UNLISTED, *names], {k: i + 1 for k, i in owner.items()}
     params_at = {n: owner.get(id(p), 0) for n, p in named.items()}
-    return _build(model, names, _place_by_params(model, params_at), params_at)
+    groups = _build(model, names, _place_by_params(model, params_at), params_at)
+    unlisted = groups[: len(groups) - len(lists)]
+    listed = [
+        replace(g, _params={**dict(g.named_params()), **_named(ps, others)})
+        for g, ps in zip(groups[len(unlisted) :], lists, strict=True)
+    ]
+    return (*unlisted, *listed, *groups_of_others(every, others))
+
+
+def groups_of_others(
+    lists: Iterable[Iterable[nn.Parameter]], others: Mapping[str, nn.Parameter]
+) -> tuple[LayerGroup, ...]:
+    """A group without modules for each list of nothing but `others`: `loss`, `loss2`, ..."""
+    foreign = {id(p) for p in others.values()}
+    lists = [ps for ps in map(list, lists) if ps and all(id(p) in foreign for p in ps)]
+    return tuple(
+        LayerGroup("loss" if i == 1 else f"loss{i}", modules={}, tied={}, _params=_named(ps, others), _buffers={})
+        for i, ps in enumerate(lists, 1)
+    )
+
+
+def _named(params: Iterable[nn.Parameter], others: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    ids = {id(p) for p in params}
+    return {n: p for n, p in others.items() if id(p) in ids}
 
 
 def _build(

@@ -16,8 +16,19 @@ from typing import Protocol, TypeAlias
 from .words import at_least, is_finite, shown
 
 
+class _Policy:
+    """What is no number says so where fastai counts with it, as in `learn.fit_one_cycle(1, LayerDecay(1e-3))`."""
+
+    def _is_no_number(self, *_):
+        raise TypeError(
+            f"{self!r} is a policy, and a fit takes one number a layer group: learn.fit_one_cycle(n, lrs(learn, {self!r}))"
+        )
+
+    __truediv__ = __rtruediv__ = __mul__ = __rmul__ = __neg__ = __sub__ = __rsub__ = __float__ = _is_no_number
+
+
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(_Policy):
     """Rates from `lo` (the group nearest the input) to `hi` (the head), each a constant factor from the one before.
 
     What fastai does with `slice(lo, hi)`. Both are above 0, as no factor leads to or from 0. A single group is the head
@@ -54,7 +65,7 @@ class Geometric:
 
 
 @dataclass(frozen=True)
-class LayerDecay:
+class LayerDecay(_Policy):
     """The head at `lr`, every group before it at `decay` times the rate of the group after it, none below `floor`.
 
     Layer-wise learning-rate decay (LLRD). The default factor is that of ULMFiT (Howard & Ruder 2018, section 3.2), for
@@ -91,7 +102,7 @@ class LayerDecay:
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class PerGroup:
+class PerGroup(_Policy):
     """Every rate by itself, the group nearest the input first; it fits networks of just that many groups.
 
     Raises:
@@ -124,7 +135,7 @@ class PerGroup:
 
 
 @dataclass(frozen=True)
-class Flat:
+class Flat(_Policy):
     """The head at `lr`, all groups before it at `lr / body_div`: a single rate when `body_div` is 1.
 
     `Flat(lr)` is what fastai does with a float, `Flat(lr, body_div=10)` what it does with `slice(lr)`.

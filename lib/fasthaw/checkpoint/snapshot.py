@@ -13,6 +13,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from ..modules import unwrap
+from ..splitters import beside_the_model
 from .optimizer import check_optimizer, load_opt, opt_state
 from .plain import plain
 from .randomness import check_random_state, random_state, set_random_state
@@ -24,11 +25,11 @@ def snapshot(learn: Learner) -> dict:
     Raises:
         TypeError: an optimizer that keeps something else than tensors, numbers and texts.
     """
-    model = unwrap(learn.model)
+    params = _params(learn)
     return {
-        "model": plain(dict([*model.named_parameters(), *model.named_buffers()])),
+        "model": plain({**params, **dict(unwrap(learn.model).named_buffers())}),
         # Between two batches gradients are None or zeros, so zeros are told by None and not stored.
-        "grads": {n: plain(p.grad) if p.grad.any() else None for n, p in _with_grad(model)},
+        "grads": {n: plain(p.grad) if p.grad.any() else None for n, p in params.items() if p.grad is not None},
         "opt": None if learn.opt is None else opt_state(learn),
         "random": random_state(learn),
     }
@@ -43,11 +44,11 @@ def put_back(learn: Learner, state: Mapping) -> None:
     """
     check_fits(learn, state)
     _agree_on_opt(learn, state["opt"])
-    model = unwrap(learn.model)
+    params = _params(learn, state)
     with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in [*params.items(), *unwrap(learn.model).named_buffers()]:
             tensor.copy_(state["model"][name])
-    for name, p in model.named_parameters():
+    for name, p in params.items():
         grad = state["grads"].get(name)
         p.grad = (
             None
@@ -63,9 +64,8 @@ def put_back(learn: Learner, state: Mapping) -> None:
 
 def check_fits(learn: Learner, state: Mapping) -> None:
     """Raise ValueError where `put_back` would refuse; an optimizer that does not exist yet is not made for it."""
-    model = unwrap(learn.model)
-    params = dict(model.named_parameters())
-    _check_same({**params, **dict(model.named_buffers())}, state["model"])
+    params = _params(learn, state)
+    _check_same({**params, **dict(unwrap(learn.model).named_buffers())}, state["model"])
     _check_grads(params, state["grads"])
     check_random_state(learn, state["random"])
     if learn.opt is not None and state["opt"] is not None:
@@ -86,8 +86,14 @@ def _agree_on_opt(learn: Learner, saved: Mapping | None) -> None:
         raise
 
 
-def _with_grad(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in model.named_parameters() if p.grad is not None]
+def _params(learn: Learner, state: Mapping | None = None) -> dict[str, nn.Parameter]:
+    """Those of the model, and of a loss that trains with it; `state` was taken of those to put back."""
+    saved = {} if state is None else state["model"]
+    besides = beside_the_model(learn, also=saved)
+    if state is not None and state["opt"] is None:
+        # Without an optimizer nobody said what it would train besides the model.
+        besides = {n: p for n, p in besides.items() if n in saved}
+    return {**dict(unwrap(learn.model).named_parameters()), **besides}
 
 
 def _check_same(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -190,4 +190,5 @@ def _leaves(model: nn.Module, order: tuple[str, ...]) -> list[str]:
     return list(order)
 
 
-from .of_learner import check_optimizer_groups, layer_groups, use_groups  # noqa: E402 (they need the values above)
+from .of_learner import beside_the_model as beside_the_model  # noqa: E402 (they need the values above)
+from .of_learner import check_optimizer_groups, layer_groups, use_groups  # noqa: E402

@@ -6,12 +6,13 @@ and freezing would go to other parameters than tables show, so nothing is traine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..groups import UNLISTED, LayerGroup, groups_of_lists
+from ..groups import UNLISTED, LayerGroup, groups_of_lists, groups_of_others
 from ..modules import unwrap
+from ..optimizer_state import torn_apart
 from ..pinned import write_down
 from ..words import some_of
 from . import Splitter, split_stages
@@ -92,7 +93,7 @@ def check_optimizer_groups(learn, groups: Sequence[LayerGroup]) -> None:
             f"{some_of(lost, 3)} would not train: the optimizer was made before they were part of the model. "
             "Call learn.create_opt() after replacing a head or a splitter"
         )
-    if not _agree(learn.opt, groups):
+    if not _agree(learn.opt, groups) or torn_apart(learn):
         names = ", ".join(g.name for g in groups if g.name != UNLISTED)
         mend = f"it was made with another splitter. Call use_groups(learn, {learn.splitter})"
         raise ValueError(
@@ -117,10 +118,38 @@ def _is_learner(of: object) -> bool:
 
 def _of_learner(learn, splitter: Splitter | Callable | None) -> tuple[LayerGroup, ...]:
     _note_pinned(learn)  # before a splitter's `pinned=` is: the optimizer alone knows what fastai froze
-    own = learn.splitter if splitter is None else splitter
-    if splitter is None and learn.opt is not None and not isinstance(own, Splitter):
-        return groups_of_lists(unwrap(learn.model), learn.opt.param_lists)
-    return _divided(learn.model, own)
+    own, model = learn.splitter if splitter is None else splitter, unwrap(learn.model)
+    if isinstance(own, Splitter):
+        lists = [] if learn.opt is None else learn.opt.param_lists
+        return (*own.groups(model), *groups_of_others(lists, _others(learn, [])))
+    if splitter is not None:
+        return _divided(model, own)
+    made = own(model)
+    return groups_of_lists(model, made if learn.opt is None else learn.opt.param_lists, _others(learn, made))
+
+
+def beside_the_model(learn, also: Collection[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters, by name, that the learner's optimizer trains and its model does not have: those of a loss.
+
+    With those called as in `also`, whose optimizer may not be made yet.
+    """
+    made = [] if isinstance(learn.splitter, Splitter) else learn.splitter(unwrap(learn.model))
+    lists = made if learn.opt is None else learn.opt.param_lists
+    trained = {id(p) for ps in lists if not isinstance(ps, Tensor) for p in ps}
+    return {n: p for n, p in _others(learn, made).items() if id(p) in trained or n in also}
+
+
+def _others(learn, lists) -> dict[str, nn.Parameter]:
+    """What the optimizer may train besides the model: parameters of the loss, and what the user's own splitter returns."""
+    loss = learn.loss_func
+    # The module itself, its `forward`, or one of fastai's losses around it.
+    held = (loss, getattr(loss, "__self__", None), getattr(loss, "func", None))
+    found = {f"loss_func.{n}": p for m in held if isinstance(m, nn.Module) for n, p in m.named_parameters()}
+    known = {id(p) for p in [*found.values(), *unwrap(learn.model).parameters()]}
+    listed = [p for ps in lists if isinstance(ps, list) for p in ps if id(p) not in known]
+    own = {id(p) for p in unwrap(learn.model).parameters()}
+    found = {n: p for n, p in found.items() if id(p) not in own}
+    return found | {f"loss.{j}": p for j, p in enumerate(listed) if isinstance(p, nn.Parameter)}
 
 
 def _divided(model: nn.Module, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:
