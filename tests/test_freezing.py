@@ -291,6 +291,54 @@ def test_layers_left_out_inside_the_frozen_prefix_are_found():
     assert noise_of(net, "1") is None
 
 
+class Skips(LayerDrop):
+    """Takes a mask of one dimension and a word beside the tensor."""
+
+    def forward(self, x, mask=None, word=""):
+        assert mask is None or len(mask) == len(x)
+        return super().forward(x)
+
+
+class Takes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.drops, self.last = nn.Linear(4, 4), Skips(), nn.Linear(4, 2)
+
+    def forward(self, x, *rest, **named):
+        return self.last(self.drops(self.first(x), *rest, **named))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((torch.ones(6, 4), torch.ones(6)), {}),  # one-dimensional
+        ((torch.ones(6, 4), None, "word"), {}),  # not all tensors
+        ((torch.ones(6, 4),), {"mask": torch.ones(6), "word": "word"}),  # by name
+        ((torch.ones(3, 6, 4),), {"mask": torch.ones(3)}),
+    ],
+)
+def test_noise_is_looked_for_whatever_the_network_takes(args, kwargs):
+    net = Takes()
+    groups = split_at("drops.layers.6", "last").groups(net)
+    train_only(groups, -2)
+    hold(held_modules(groups, FreezeContract(), frozen(groups)))
+    assert leaking_noise(net, groups, frozen(groups), args, kwargs) == "drops"
+
+
+def test_the_look_for_noise_stops_where_the_trained_part_begins():
+    class Behind(Takes):
+        def forward(self, x):
+            return self.last(self.drops(self.first(x)))
+
+    net = Behind()
+    groups = split_at("drops.layers.0", "drops.layers.6", "last").groups(net)
+    runs = []
+    net.drops.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    train_only(groups, ("stem", "drops.layers.6"))
+    hold(held_modules(groups, FreezeContract(), frozen(groups)))
+    assert leaking_noise(net, groups, frozen(groups), (torch.randn(6, 4),)) is None and runs == []
+
+
 def test_looking_for_noise_puts_back_rng_buffers_and_attributes():
     class Counts(nn.Module):
         def __init__(self):

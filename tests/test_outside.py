@@ -3,6 +3,7 @@
 First what `fasthaw.outside` wraps, then what has no underscore and yet stands in no documentation.
 """
 
+import copy
 import dis
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -100,6 +101,15 @@ def test_a_module_knows_that_it_was_compiled_in_place(tiny):
     assert not of_torch.is_compiled(tiny)
     tiny.compile()
     assert of_torch.is_compiled(tiny)
+
+
+def test_what_a_module_compiled_in_place_calls_can_be_stood_in_for_and_is_left_behind_by_a_copy(tiny):
+    tiny.compile(backend="eager")
+    call = of_torch.compiled_call(tiny)
+    of_torch.call_compiled_by(tiny, lambda x: "stood in")
+    assert tiny(None) == "stood in" and of_torch.compiled_call(copy.deepcopy(tiny)) is None
+    of_torch.call_compiled_by(tiny, call)
+    assert of_torch.compiled_call(tiny) is call
 
 
 def test_many_tensors_are_worked_on_in_one_call():

@@ -38,6 +38,7 @@ _WHERE = {
     "FreezeProof": "callbacks",
     "fingerprints": "freezing",
     "changed": "freezing",
+    "hold_frozen": "freezing",
     # plans
     "Stage": "plan",
     "Plan": "plan",
@@ -71,10 +72,11 @@ _WHERE = {
     "Sweep": "fit",
     "Preview": "fit",
     "RunRecord": "fit",
-    "Proof": "report",
+    "Proof": "freezing",
     "CacheReport": "features",
     "DropoutTable": "dropout",
     "Comparison": "evidence",
+    "HeldFrozen": "freezing",
 }
 
 __all__ = [*_WHERE]
@@ -102,9 +104,12 @@ if TYPE_CHECKING:
     from .fit import lrs as lrs
     from .fit import preview as preview
     from .freezing import FreezeContract as FreezeContract
+    from .freezing import HeldFrozen as HeldFrozen
+    from .freezing import Proof as Proof
     from .freezing import changed as changed
     from .freezing import fingerprints as fingerprints
     from .freezing import frozen as frozen
+    from .freezing import hold_frozen as hold_frozen
     from .freezing import train_only as train_only
     from .fused import fused_adam as fused_adam
     from .fused import fused_sgd as fused_sgd
@@ -124,7 +129,6 @@ if TYPE_CHECKING:
     from .rates import PerGroup as PerGroup
     from .rates import Rate as Rate
     from .report import GroupTable as GroupTable
-    from .report import Proof as Proof
     from .report import group_table as group_table
     from .splitters import Splitter as Splitter
     from .splitters import execution_order as execution_order

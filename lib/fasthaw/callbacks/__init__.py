@@ -1,8 +1,9 @@
 """Callbacks: what makes frozen mean frozen in a fastai `Learner`, what proves it, and what writes down the run."""
 
+from .first_call import arguments_of_call as arguments_of_call
+from .first_call import prepares as prepares
 from .freeze import FrozenEval as FrozenEval
 from .freeze import UnfreezeAt as UnfreezeAt
-from .freeze import forget_frozen as forget_frozen
 from .given import given as given
 from .proof import FreezeProof as FreezeProof
 from .recorder import GroupRecorder as GroupRecorder

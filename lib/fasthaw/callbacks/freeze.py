@@ -6,34 +6,38 @@ enforces a `FreezeContract` there. It never freezes anything itself and never st
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Number
 
-from fastai.callback.core import Callback, TrainEvalCallback
+from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner
-from fastai.optimizer import Lookahead, OptimWrapper
 from torch import nn
 
-from ..freezing import FreezeContract, fix_affine, frozen, hold, leaking_noise, let_go, selected, train_only
-from ..freezing.modes import held_modules
+from ..freezing import FreezeContract, Keeper, selected, train_only
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
-from ..pinned import keep_pinned, write_down
+from ..optimizer_state import copy_slow, forget, param_lists
+from ..outside.fastai import only_validates, will_be_undone
+from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..words import at_least, shown, wanted
+from .one_learner import OneLearner
+from .turns import Turns
 
 
-class FrozenEval(Callback):
+class FrozenEval(OneLearner):
     """Enforce a freeze contract in every fit: what is frozen has no gradient, no optimizer state, no noise, fixed norms.
 
     Pass it as `cbs=FrozenEval()` to a learner or to one fit, then freeze as ever: `learn.freeze()`,
     `learn.freeze_to(-2)`, `train_only(groups, "head")`. `requires_grad` of norm parameters is written by the contract and
     stays written; modes are set before each training epoch and put in order before a batch when something changed them.
+    Optimizer state is dropped at the end of a fit in which a parameter was frozen all through; what waits its turn keeps it.
     Pinned parameters, off before anything was frozen, are switched off again where `learn.unfreeze()` switched them on.
 
     Raises (at the start of a fit):
         ValueError: a parameter that requires grad is unknown to the optimizer, as after a head was replaced; the optimizer
             has other groups than the learner's splitter makes; or this is the learner's second FrozenEval.
+        TypeError: the rate of the fit is a policy; fits take `lrs(learn, policy)`.
         SplitError: the learner's own splitter does not cover the model exactly once.
     """
 
@@ -41,21 +45,13 @@ class FrozenEval(Callback):
 
     def __init__(self, contract: FreezeContract = FreezeContract()) -> None:  # noqa: B008 (a frozen value)
         self.contract = wanted(FreezeContract, contract, "FrozenEval takes a FreezeContract")
-        self._noise: dict[tuple, str | None] = {}
+        self.turns = Turns()
+        self.keeper = Keeper(contract)
+        self._own: Callable[[], None] | None = None
         self._clear()
 
     def __repr__(self) -> str:
         return f"FrozenEval({self.contract})"
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "learn" and value is not None and self.learn is not None and self.learn is not value:
-            raise ValueError(
-                "this FrozenEval belongs to another learner already; give each learner its own FrozenEval()"
-            )
-        super().__setattr__(name, value)
-        if name == "learn" and value is not None and value.opt is None and not isinstance(value.splitter, Splitter):
-            # fastai may freeze or unfreeze before the first fit, and only a splitter of ours is asked before that.
-            write_down(unwrap(value.model), still_open=True)
 
     def before_fit(self) -> None:
         learn = self.learn
@@ -65,48 +61,49 @@ class FrozenEval(Callback):
                 f"{len(others)} FrozenEvals on one learner: {others}. Keep one (`learn.remove_cb(FrozenEval)` takes all "
                 "away); for another contract in one stage use Stage(contract=...)"
             )
-        let_go(self._muted)
+        self.keeper.let_go()
         self._clear()
         try:
             groups = layer_groups(learn)
-            if not _only_validates(learn):
-                check_optimizer_groups(learn, groups)
         except SplitError:
             # before_fit comes before predictions too: those work for any model, so only a fit is stopped.
-            if _only_validates(learn):
+            if only_validates(learn):
                 return
             raise
+        if not only_validates(learn):
+            _check_rates(learn)
+            check_optimizer_groups(learn, groups)
+            self.turns.begin(learn)
         self._enforce(groups)
 
     def before_train(self) -> None:
-        facts = self._facts()
-        if facts == self._known:
-            self._muted += hold(self._held)  # each epoch begins with everything in train mode
+        if self._facts() == self._known:
+            self.keeper.hold(self.learn.model)  # each epoch begins with everything in train mode
+            self._step_in()
             return
         check_optimizer_groups(self.learn, layer_groups(self.learn))
         self._renew()
+        self.turns.begin_stage(self.keeper.params)
 
     def before_batch(self) -> None:
-        if self._state != tuple(p.requires_grad for p in self._params):
-            self._renew()
-        elif any(m.training for m in self._still):
-            # Somebody validated or called `model.train()` inside the epoch.
-            hold(self._held)
-        if not self._looked:
-            self._looked = True
-            self._look_for_noise()
+        self.keeper.hold_again()  # somebody may have validated or called `model.train()` inside the epoch
 
     def before_step(self) -> None:
-        # What was frozen since the forward: momentum must not carry it on.
-        for p in self._params:
-            if p.grad is not None and not p.requires_grad:
-                p.grad = None
+        if self.keeper.lost():
+            # Frozen since the forward: momentum must not carry it on.
+            self.turns.see(self.keeper.params)
+            self._renew()
 
     def after_train(self) -> None:
-        let_go(self._muted)
+        self.keeper.let_go()
 
     def after_fit(self) -> None:
-        let_go(self._muted)
+        self.keeper.let_go()
+        if self.learn.opt is not None and not only_validates(self.learn):
+            self.turns.keep_frozen()
+            # Frozen all through: an optimizer that remembers it would cost memory, and carry it on once it trains again.
+            never = [p for p in self.keeper.params if not p.requires_grad and id(p) not in self._trained]
+            forget(self.learn.opt, never)
         self._clear()
 
     def _facts(self) -> tuple:
@@ -114,65 +111,75 @@ class FrozenEval(Callback):
         learn = self.learn
         parts = unwrap(learn.model).modules(), unwrap(learn.model).parameters()
         ids = [id(part) for some in parts for part in some]
-        return self.contract, learn.splitter, learn.opt, ids, [p.requires_grad for p in self._params]
+        return self.contract, learn.splitter, learn.opt, ids, [p.requires_grad for p in self.keeper.params]
 
     def _renew(self) -> None:
         """Work the groups out again, and enforce the contract on them."""
-        groups = layer_groups(self.learn)
-        self._enforce(groups)
-        self._hold(groups)
-        self._known = self._facts()
+        self.turns.keep_frozen()
+        self._enforce(layer_groups(self.learn))
+        self.keeper.hold(self.learn.model)
+        self._known, self._fresh = self._facts(), True
+        self._step_in()
 
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
         self._known: tuple = ()
-        self._groups: tuple[LayerGroup, ...] = ()
-        self._muted: list = []
-        self._held: list[tuple[str, nn.Module]] = []
-        self._still: list[nn.Module] = []
-        self._params: list[nn.Parameter] = []
-        self._state: tuple[bool, ...] = ()
-        self._looked = False
+        self._trained: set[int] = set()
+        self._fresh = False
+        self._step_out()
 
     def _enforce(self, groups: tuple[LayerGroup, ...]) -> None:
         """The contract on parameters; on the optimizer too, where there is one yet."""
-        keep_pinned(groups)
-        fix_affine(groups, trained=self.contract.norm_affine == "trained")
-        self._params = [p for g in groups for p in g.params()]
-        self._state = tuple(p.requires_grad for p in self._params)
+        self.keeper.contract = self.contract
+        params = [p for g in groups for p in g.params()]
+        waiting = self.turns.waiting(params)
+        off = self.keeper.take(groups, waiting)
+        for p in params:
+            if id(p) in waiting and not self.turns.of_halves(p):
+                p.grad = None
         if self.learn.opt is not None:
-            forget_frozen(self.learn.opt)
-            _tell_frozen_idx(self.learn.opt, frozen(groups))
+            copy_slow(self.learn.opt, off)
+            _tell_frozen_idx(self.learn.opt, self.keeper.frozen)
 
-    def _hold(self, groups: tuple[LayerGroup, ...]) -> None:
-        let_go(self._muted)
-        self._groups = groups
-        now = held_modules(groups, self.contract, frozen(groups))
-        released = {id(m) for _, m in self._held} - {id(m) for _, m in now}
-        for _, module in self._held:
-            if id(module) in released:
-                module.training = True
-        self._held = now
-        self._muted = hold(now)
-        self._still = [m for _, m in now if not m.training]
+    def _step_in(self) -> None:
+        """Stand between `before_batch` and the network: only there every callback has had its word."""
+        if vars(self.learn).get("_do_one_batch") != self._one_batch:
+            self._own = vars(self.learn).get("_do_one_batch")
+            self.learn._do_one_batch = self._one_batch
 
-    def _look_for_noise(self) -> None:
-        if self.contract.hold_noise == "nowhere":
-            return
-        model, groups = unwrap(self.learn.model), self._groups
-        known = (id(model), self.contract, frozen(groups), sum(len(g.modules) for g in groups))
-        if known not in self._noise:
-            self._noise[known] = leaking_noise(model, groups, frozen(groups), tuple(self.learn.xb))
-        name = self._noise[known]
-        if name is not None:
-            warnings.warn(
-                f"{name} makes noise inside the frozen layers: it holds layers that train as well, so it stays in training "
-                "mode. Set its own dropout or layer dropout to 0 where you want frozen layers exact",
-                stacklevel=2,
-            )
+    def _step_out(self) -> None:
+        if self.learn is not None and vars(self.learn).get("_do_one_batch") == self._one_batch:
+            del self.learn._do_one_batch
+            if self._own is not None:
+                self.learn._do_one_batch = self._own
+
+    def _one_batch(self) -> None:
+        """See what callbacks have switched, look once at the network as it is called, and go on with the learner's own."""
+        if self.learn.training:
+            if self.keeper.flipped():
+                self.turns.see(self.keeper.params)
+                self._renew()
+            if self._fresh:
+                self._fresh = False
+                self._trained |= {id(p) for p in self.keeper.live()}
+                self.keeper.look(self.learn.model, tuple(self.learn.xb), {})
+        else:
+            self.keeper.hold_again()  # a GANTrainer validates in training mode
+        if self._own is not None:
+            self._own()
+        else:
+            type(self.learn)._do_one_batch(self.learn)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "learn" and value is None:
+            self._step_out()  # an interrupted fit does not get to `after_fit`
+        super().__setattr__(name, value)
+        if name == "learn" and value is not None and value.opt is None and not isinstance(value.splitter, Splitter):
+            # fastai may freeze or unfreeze before the first fit, and only a splitter of ours is asked before that.
+            write_down(unwrap(value.model), still_open=True)
 
 
-class UnfreezeAt(Callback):
+class UnfreezeAt(OneLearner):
     """Freeze at the start and unfreeze inside one fit: `{epoch: which groups train from then on}`, epochs from 0.
 
     `which` is spelled as everywhere: `-k` the last `k` groups, `0` or `"all"`, a name or a tuple of names. Groups that
@@ -199,7 +206,7 @@ class UnfreezeAt(Callback):
         return f"UnfreezeAt({self.epochs})"
 
     def before_fit(self) -> None:
-        if _only_validates(self.learn):
+        if only_validates(self.learn):
             return
         groups = layer_groups(self.learn)
         check_optimizer_groups(self.learn, groups)
@@ -207,7 +214,7 @@ class UnfreezeAt(Callback):
         for which in self.epochs.values():
             selected(names, which)
         late = [e for e in self.epochs if e >= self.learn.n_epoch]
-        if late and not hasattr(self.learn, "lr_finder"):  # a sweep is undone, and ends when it has seen enough
+        if late and not will_be_undone(self.learn):  # a sweep is undone, and ends when it has seen enough
             raise ValueError(
                 f"UnfreezeAt's epoch {shown(min(late))} is never reached: this fit has {self.learn.n_epoch} epochs, counted "
                 "from 0. Train longer, or leave the epoch out"
@@ -216,9 +223,10 @@ class UnfreezeAt(Callback):
         due = [epoch for epoch in self.epochs if epoch <= self.learn.epoch]
         if due:
             self._select(self.epochs[max(due)])
+            forget(self.learn.opt, _without_grad(self.learn.opt))
 
     def before_epoch(self) -> None:
-        if self.learn.epoch not in self.epochs or _only_validates(self.learn):
+        if self.learn.epoch not in self.epochs or only_validates(self.learn):
             return
         if self.learn.epoch and isinstance(self.learn.model, nn.parallel.DistributedDataParallel):
             raise RuntimeError(
@@ -229,30 +237,23 @@ class UnfreezeAt(Callback):
 
     def _select(self, which: int | str | tuple[str, ...]) -> None:
         train_only(layer_groups(self.learn), which)
-        forget_frozen(self.learn.opt)
+        off = _without_grad(self.learn.opt)
+        for p in off:
+            p.grad = None
+        copy_slow(self.learn.opt, off)
 
 
-def forget_frozen(opt) -> None:
-    """Drop gradient and optimizer state of every parameter that does not require grad, in place, all others' kept.
+def _without_grad(opt) -> list[nn.Parameter]:
+    return [p for ps in param_lists(opt) for p in ps if not p.requires_grad]
 
-    fastai steps every parameter whose `.grad` is not None, zeros included, so weight decay and momentum would carry a
-    frozen weight on. Of its state the keys `force_train` and `do_wd` stay, as in fastai's `clear_state`. Slow weights of
-    `Lookahead` are copied from the live ones.
-    """
-    if isinstance(opt, Lookahead) and opt.slow_weights is not None:
-        for slow, fast in zip(opt.slow_weights, opt.param_lists, strict=True):
-            for s, p in zip(slow, fast, strict=True):
-                if not p.requires_grad:
-                    s.data.copy_(p.data)
-    while isinstance(opt, Lookahead):
-        opt = opt.opt
-    for p in (p for ps in opt.param_lists for p in ps if not p.requires_grad):
-        p.grad = None
-        if isinstance(opt, OptimWrapper):
-            opt.opt.state.pop(p, None)
-        elif p in opt.state:
-            # A fresh dict: after a load fastai's state is no defaultdict, so the entry must stay.
-            opt.state[p] = {k: v for k, v in opt.state[p].items() if k in opt._keep_on_clear}
+
+def _check_rates(learn: Learner) -> None:
+    odd = next((h["lr"] for h in learn.opt.hypers if not isinstance(h["lr"], Number)), None)
+    if odd is not None:
+        raise TypeError(
+            f"a fit takes one rate a layer group as numbers, and the policy {odd!r} came: say "
+            f"learn.fit_one_cycle(n, lrs(learn, {odd!r}))"
+        )
 
 
 def _tell_frozen_idx(opt, states: tuple[bool, ...]) -> None:
@@ -260,8 +261,3 @@ def _tell_frozen_idx(opt, states: tuple[bool, ...]) -> None:
     n = sum(states)
     if len(states) == len(opt.param_lists) and all(states[:n]):
         opt.frozen_idx = n
-
-
-def _only_validates(learn: Learner) -> bool:
-    # validate, get_preds and predict fire before_fit and before_epoch as well; fastai holds this lock only around them.
-    return learn.lock.locked()

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..freezing import frozen
 from ..groups import LayerGroup
+from ..outside.fastai import only_validates, will_be_undone
 from ..report.plots import plot_lanes
 from ..splitters import check_optimizer_groups, layer_groups
 from ..words import at_least, names_of, own_file, shown
-from .freeze import _only_validates
+from .one_learner import OneLearner
 
 _NORMS = ("grad_norm", "update_ratio", "distance")
 _TITLES = {
@@ -30,7 +30,7 @@ _TITLES = {
 }
 
 
-class GroupRecorder(Callback):
+class GroupRecorder(OneLearner):
     """Record for each layer group its rate and momentum at every step, and its norms at every `every`-th.
 
     The norms are those of the gradient as the optimizer sees it, of the update relative to the weights, and of the
@@ -107,7 +107,7 @@ class GroupRecorder(Callback):
         self._groups = None
 
     def before_train(self) -> None:
-        if _only_validates(self.learn) or hasattr(self.learn, "lr_finder"):
+        if only_validates(self.learn) or will_be_undone(self.learn):
             return
         if self._groups is None:
             self._begin()

@@ -2,29 +2,26 @@
 
 Noise follows the `training` flag of whichever module calls it (`F.dropout` in a block, drop-connect, the dropout inside
 attention), so the flag goes down on every module of a held group. It is set on each module by itself: `.eval()` would
-recurse into children that train. Where the flag means more than noise, the noise is turned off instead of the flag.
+recurse into children that train. Where the flag means more than noise, the noise is turned off instead of the flag: for
+RNNs always, for others where `flags` finds it by trying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
 from ..groups import LayerGroup
 from ..modules import is_norm
-from .contract import FreezeContract, held
+from .contract import FreezeContract, Where, held
 
-# torchvision's detectors return their losses by the flag; named, not imported, as they are far down in torchvision.
-_FLAG_PICKS_THE_OUTPUT = {"GeneralizedRCNN", "RegionProposalNetwork", "RoIHeads", "RetinaNet", "SSD", "FCOS"}
-
-Muted = list[tuple[nn.RNNBase, float]]
+Muted = list[tuple[nn.Module, str, float]]
 
 
 def keeps_flag(module: nn.Module) -> bool:
-    """Whether `training` decides more than noise: cuDNN refuses the backward of an RNN in eval mode, and a detector's
-    proposal network and heads return their losses by the flag."""
-    return isinstance(module, nn.RNNBase) or any(c.__name__ in _FLAG_PICKS_THE_OUTPUT for c in type(module).__mro__)
+    """Whether `training` is known to decide more than noise: cuDNN refuses the backward of an RNN in eval mode."""
+    return isinstance(module, nn.RNNBase)
 
 
 def own_noise(module: nn.Module) -> bool:
@@ -39,11 +36,17 @@ def own_noise(module: nn.Module) -> bool:
     return any(isinstance(r, float) and r > 0 for r in rates)
 
 
+def held_groups(groups: Sequence[LayerGroup], where: Where, frozen: Sequence[bool]) -> tuple[bool, ...]:
+    """For each group whether `where` reaches it; what a loss brings (a group without modules) is no head."""
+    n = max((i for i, g in enumerate(groups, 1) if g.modules), default=len(groups))
+    return (*held(where, frozen[:n]), *frozen[n:]) if where != "nowhere" else (False,) * len(groups)
+
+
 def held_modules(
     groups: Sequence[LayerGroup], contract: FreezeContract, frozen: Sequence[bool]
 ) -> list[tuple[str, nn.Module]]:
     """`(dotted name, module)` of every module that the contract holds, given which groups are frozen."""
-    stats, noise = held(contract.hold_stats, frozen), held(contract.hold_noise, frozen)
+    stats, noise = (held_groups(groups, where, frozen) for where in (contract.hold_stats, contract.hold_noise))
     return [
         (name, module)
         for i, group in enumerate(groups)
@@ -53,20 +56,46 @@ def held_modules(
     ]
 
 
-def hold(modules: Iterable[tuple[str, nn.Module]]) -> Muted:
-    """Hold these modules still, in place; returns what `let_go` needs to turn muted noise on again."""
+def held_containers(
+    model: nn.Module, groups: Sequence[LayerGroup], contract: FreezeContract, frozen: Sequence[bool]
+) -> list[tuple[str, nn.Module]]:
+    """`(dotted name, module)` of what is in no group, as it spans several: held where noise is held in all groups.
+
+    Nothing in a frozen teacher trains, so its containers are as frozen as their layers. Where anything trains they keep
+    their flag, and their noise is looked for and told.
+    """
+    if not all(held_groups(groups, contract.hold_noise, frozen)):
+        return []
+    inside = {id(m) for g in groups for m in g.modules.values()}
+    return [(name, module) for name, module in model.named_modules() if id(module) not in inside]
+
+
+def hold(modules: Iterable[tuple[str, nn.Module]], kept: Collection[int] = ()) -> Muted:
+    """Hold these modules still, in place; returns what `let_go` needs to turn muted noise on again.
+
+    `kept` are the ids of modules whose flag means more than noise: they keep it and are muted.
+    """
     muted: Muted = []
     for _, module in modules:
-        if not keeps_flag(module):
+        if not (keeps_flag(module) or id(module) in kept):
             module.training = False
-        elif isinstance(module, nn.RNNBase) and module.dropout:
-            muted.append((module, module.dropout))
-            module.dropout = 0.0
+        else:
+            muted += mute(module)
+    return muted
+
+
+def mute(module: nn.Module) -> Muted:
+    """Set the module's own dropout rates to 0, in place; returns what `let_go` needs."""
+    muted: Muted = []
+    for name, value in vars(module).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and value and "drop" in name:
+            muted.append((module, name, value))
+    for _, name, _ in muted:
+        setattr(module, name, 0.0)
     return muted
 
 
 def let_go(muted: Muted) -> None:
-    """Give RNNs their own dropout back, in place, and empty the list."""
+    """Give modules their own dropout rates back, in place, and empty the list."""
     while muted:
-        module, p = muted.pop()
-        module.dropout = p
+        setattr(*muted.pop())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +44,8 @@ __all__ = [
     "tree_unflatten",
     "compiled_from",
     "is_compiled",
+    "compiled_call",
+    "call_compiled_by",
     "run_as_written",
     "norms",
     "subtract",
@@ -72,6 +76,16 @@ def compiled_from(model: nn.Module) -> nn.Module | None:
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called: it leaves the class and the children as they are."""
     return module._compiled_call_impl is not None
+
+
+def compiled_call(module: nn.Module) -> Callable | None:
+    """What `module.compile()` made, which is called in place of the module, hooks included."""
+    return module._compiled_call_impl
+
+
+def call_compiled_by(module: nn.Module, call: Callable | None) -> None:
+    """Let `call` stand in for what `module.compile()` made, in place. Copies and pickles leave it behind."""
+    module._compiled_call_impl = call
 
 
 def run_as_written(module: nn.Module) -> None:

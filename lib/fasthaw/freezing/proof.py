@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..pinned import said_of
-from ..tables import as_html, as_text
 
 _COLUMNS = (
     "group",
@@ -78,6 +77,11 @@ class Proof:
         return tuple(dict.fromkeys(r.group for r in self.rows if r.group not in loose))
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the groups that were not frozen, if only for a while, and moved."""
+        return tuple(dict.fromkeys(r.group for r in self.rows if not r.frozen and r.changed))
+
+    @property
     def pinned(self) -> tuple[str, ...]:
         """The names of all parameters that never train."""
         return tuple(dict.fromkeys(n for r in self.rows for n in r.pinned))
@@ -103,10 +107,14 @@ class Proof:
         return f"Proved: none of {n} held tensors changed a bit.{said_of(self.pinned)}"
 
     def __str__(self) -> str:
+        from ..tables import as_text  # with what it draws tables by, which a proof that nobody prints does not need
+
         table = as_text(_COLUMNS, [r.cells() for r in self.rows], _COLUMNS[3:])
         return f"{table}\n{self.verdict()}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        from ..tables import as_html
+
         return f"{as_html(_COLUMNS, [r.cells() for r in self.rows])}<p>{self.verdict()}</p>"
