@@ -26,7 +26,7 @@ from .key import cache_key
 from .loader import Layout, batch_size, check_loader, layout_of, n_items, spread
 from .manifest import Damaged
 from .playback import proved
-from .refusals import check_learner, check_same_twice
+from .refusals import check_learner, check_prepared, check_same_twice
 from .rows import Maker, Task, columns_of, first_batch, precision, split
 from .store import Folder, Table, gigabytes, in_memory
 
@@ -151,6 +151,7 @@ def _fill(
     for i, dl in loaders.items():
         if i or settings.views == 1:
             check_same_twice(dl, spread(n_items(dl), batch_size(dl)), _SETS[i])
+    check_prepared(learn, first_batch(learn, loaders[0]))
     inputs = split(learn, first_batch(learn, loaders[0]))[0]
     cut, apart = _proved_cut(learn, groups, inputs)
     maker = Maker(learn, learn.model, cut)

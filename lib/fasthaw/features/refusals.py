@@ -9,12 +9,13 @@ import torch
 from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..callbacks import FrozenEval
+from ..callbacks import FrozenEval, arguments_of_call, prepares
 from ..modules import unwrap
-from ..outside.torch import is_compiled
+from ..outside.torch import is_compiled, tree_flatten
+from ..randomness import random_state, set_random_state
 from .cut import Refused
 from .draws import Drawn, is_random, transforms, watched
 from .loader import in_order
@@ -63,6 +64,31 @@ def check_learner(learn: Learner) -> None:
             f"{', '.join(mixers)} mixes the inputs of each batch anew, before the frozen layers; remove it for this stage, or "
             "fit without the cache"
         )
+
+
+def check_prepared(learn: Learner, batch: Sequence) -> None:
+    """Refuse callbacks that make something else of a batch before the network gets it: rows are of what a loader gives.
+
+    Raises:
+        Refused: names the callbacks that have a `before_batch`.
+    """
+    n = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
+    state = random_state()
+    try:
+        called = arguments_of_call(learn, batch)
+    finally:
+        set_random_state(state)
+    (one, its_form), (two, other_form) = tree_flatten(tuple(batch[:n])), tree_flatten(called)
+    tensors = all(isinstance(a, Tensor) == isinstance(b, Tensor) for a, b in zip(one, two, strict=False))
+    pairs = [(a, b) for a, b in zip(one, two, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    if its_form == other_form and tensors and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs):
+        return
+    named = [type(cb) for cb in learn.cbs if prepares(cb)]
+    names = [kind.__name__ for kind in named if kind.__module__ != "fastai.learner"]  # a cast of every learner's own
+    raise Refused(
+        f"{' or '.join(names)} makes something else of each batch before the network gets it, and a cache keeps what the "
+        "loader gives; do it in the data (a transform), or fit without the cache"
+    )
 
 
 def check_same_twice(dl, items: Sequence[int], what: str) -> None:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..callbacks import FrozenEval
+from ..callbacks import FrozenEval, arguments_of_call
 from ..checkpoint import random_state, set_random_state
 from ..freezing import FreezeContract, selected, trainable
 from ..modules import unwrap
@@ -62,13 +62,14 @@ class Preview:
     """A plan on a learner: prints as text in a terminal, shows as a table and a plot in a notebook.
 
     `rates` and `frozen` are arrays `(steps, groups)`, the group nearest the input first. A frozen group has a rate, too.
-    `pinned` names the parameters that train in no stage, whatever it asks for.
+    `uncounted` is why no backward was counted, empty where it was; `pinned` names the parameters that train in no stage.
     """
 
     stages: tuple[StagePreview, ...]
     groups: tuple[str, ...]
     rates: np.ndarray
     frozen: np.ndarray
+    uncounted: str = ""
     pinned: tuple[str, ...] = ()
 
     def plot(self) -> Figure:
@@ -98,7 +99,8 @@ class Preview:
         span = f"{live.min():.1e} to {live.max():.1e}" if live.size else "0"
         epochs = sum(s.epochs for s in self.stages)
         total = f"{epochs} epochs, {len(self.rates):,} steps; rates from {span} (log scale), frozen is grey or a dot."
-        return total + said_of(self.pinned)
+        uncounted = f" The backward skipped is not known: {self.uncounted}." if self.uncounted else ""
+        return total + uncounted + said_of(self.pinned)
 
 
 def preview(plan: Plan, learn: Learner) -> Preview:
@@ -106,7 +108,8 @@ def preview(plan: Plan, learn: Learner) -> Preview:
 
     Nothing is trained or changed; random states are as they were. The rates are those of `fit_one_cycle`, to the last bit.
     The share of backward skipped is counted in the multiplications of a forward and backward of two items through a copy of
-    the weights, against the same with everything training; it is missing where torch counts none.
+    the weights, against the same with everything training; it is missing where torch counts none, or where the network does
+    not let itself be run so.
 
     Raises:
         ValueError, TypeError: a stage that does not fit the layer groups.
@@ -140,7 +143,7 @@ def preview(plan: Plan, learn: Learner) -> Preview:
         rates += one_cycle(highest, stage.epochs, n_batches)
         frozen += [[not t for t in trains]] * steps
     still = tuple(n for g in groups for n in pinned_names(g))
-    return Preview(tuple(stages), tuple(names), np.array(rates), np.array(frozen), still)
+    return Preview(tuple(stages), tuple(names), np.array(rates), np.array(frozen), counted.why, still)
 
 
 def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> list[np.ndarray]:
@@ -166,15 +169,21 @@ class _Backward:
 
     def __init__(self, learn: Learner) -> None:
         self.learn, self.model = learn, unwrap(learn.model)
-        self.inputs, self.known = _two_items(learn), {}
-        self.whole = self._count({n for n, p in self.model.named_parameters() if can_train(p)})
+        self.inputs, self.known, self.why = _two_items(learn), {}, ""
+        try:
+            self.whole = self._count({n for n, p in self.model.named_parameters() if can_train(p)})
+        # The forward is the user's: it may raise anything, for being run on two items. Then nothing is counted, and said.
+        except Exception as error:  # noqa: BLE001
+            self.whole, self.why = 0, f"the network could not be run on two items ({type(error).__name__}: {error})"
 
     def skipped(self, names) -> float | None:
         """The share of the whole backward that is not computed when only these parameters train."""
         key = frozenset(names)
+        if not self.whole:
+            return None
         if key not in self.known:
             self.known[key] = self._count(key)
-        return 1 - self.known[key] / self.whole if self.whole else None
+        return 1 - self.known[key] / self.whole
 
     def _count(self, names) -> int:
         params = {n: p.detach().clone().requires_grad_(n in names) for n, p in self.model.named_parameters()}
@@ -193,11 +202,11 @@ def _two_items(learn: Learner) -> tuple:
     state, loader = random_state(learn), learn.dls.train
     with Undone(lambda: None, lambda: set_random_state(learn, state)):
         batch = loader.one_batch() if isinstance(loader, DataLoader) else next(iter(loader))
-    n_inputs = getattr(learn.dls, "n_inp", 1 if len(batch) == 1 else len(batch) - 1)
+        inputs = arguments_of_call(learn, batch)
     device = next(unwrap(learn.model).parameters()).device
 
     def two(t):
         # Counting in torch 2.4 fails on fastai's subclasses.
         return t.as_subclass(Tensor)[:2].to(device) if isinstance(t, Tensor) else t
 
-    return tree_map(two, tuple(batch[:n_inputs]))
+    return tree_map(two, inputs)

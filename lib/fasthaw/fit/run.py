@@ -29,7 +29,7 @@ from ..checkpoint import (
     snapshot,
 )
 from ..features import CachedFeatures, cached_features
-from ..freezing import FreezeContract, frozen, train_only
+from ..freezing import FreezeContract, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..modules import unwrap
 from ..pinned import wholly_pinned
@@ -125,6 +125,7 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, holder: FrozenEval, re
     try:
         if opt is None:
             learn.create_opt()
+        check_optimizer_groups(learn, layer_groups(learn))
         if any("mom" not in h for h in learn.opt.hypers):
             raise ValueError(
                 f"fit_one_cycle schedules momentum, and {type(learn.opt).__name__} has none called 'mom'; use an optimizer "
@@ -221,7 +222,6 @@ class _Run:
         """Train the stage from where the run is, and go to the next one."""
         learn, groups = self.learn, listed_groups(self.learn)
         train_only(groups, stage.train)
-        trained = tuple(g.name for g, is_frozen in zip(groups, frozen(groups), strict=True) if not is_frozen)
         guard, own, self.begun = StopAtNonFinite(), holder.contract, time.perf_counter()
         holder.contract = stage.contract or own
         skips = nullcontext()
@@ -242,7 +242,8 @@ class _Run:
         if guard.found:
             self._fail(stage, guard.found)
         self._note()
-        self.records.append(StageRecord(stage.title, trained, self.seconds, tuple(self.history), proof.report()))
+        found = proof.report()  # what happened: a callback in the stage may have frozen or unfrozen besides
+        self.records.append(StageRecord(stage.title, found.trained, self.seconds, tuple(self.history), found))
         self.stage, self.history, self.seconds = self.stage + 1, [], 0.0
         self.keep(snapshot(learn), epoch=0)
 
