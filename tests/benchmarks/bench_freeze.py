@@ -1,13 +1,17 @@
 """What freezing saves: one training epoch with FrozenEval against `Learner.freeze()` and against everything trained.
 
 The arms take turns in one process; the ratios are of medians over the rounds. The last two columns are what FrozenEval
-itself takes: of each step, and once a fit of one epoch. Run with `make bench-freeze`; `--rounds`, `--images` and `--threads`
-change its size, and naming networks (`lite0`, `resnet18`) picks them.
+itself takes: of each step, and once a fit of one epoch. Before them stands what its events cost a batch for 62, 213 and
+600 tensors, against asking each tensor and module in a loop, as it once did. Run with `make bench-freeze`; `--rounds`,
+`--images` and `--threads` change its size, and naming networks (`lite0`, `resnet18`) picks them.
 """
 
 import argparse
 import statistics
 import time
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet
@@ -19,9 +23,11 @@ from fastai.losses import CrossEntropyLossFlat
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from torchvision.models import resnet18
 
-from fasthaw import FrozenEval, split_at
+from fasthaw import FreezeContract, FrozenEval, split_at, train_only
+from fasthaw.freezing import Keeper
 
 NETWORKS = {
     "lite0": (lambda: EfficientNet.from_name("efficientnet-lite0", num_classes=10), "_avg_pooling", 2.0),
@@ -92,6 +98,56 @@ def measure(
     return seconds, share, around
 
 
+def tensors(n: int) -> nn.Sequential:
+    """A network of `n` tensors that costs nothing to speak of: a body of convolutions and norms, and a head."""
+    blocks = [nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1), nn.ReLU()) for _ in range((n - 2) // 3)]
+    rest = [nn.Conv2d(1, 1, 1, bias=False) for _ in range((n - 2) % 3)]
+    return nn.Sequential(
+        OrderedDict(body=nn.Sequential(*blocks, *rest), head=nn.Sequential(nn.Flatten(), nn.Linear(1, 2)))
+    )
+
+
+def in_loops(params: list, modules: list) -> None:
+    """What the events of a batch asked before, one by one."""
+    tuple(p.requires_grad for p in params)
+    any(m.training for m in modules)
+    for p in params:
+        if p.grad is not None and not p.requires_grad:
+            p.grad = None
+
+
+def cost_a_batch(n: int, rounds: int = 30) -> tuple[float, float]:
+    """Microseconds a batch with a frozen body: in loops, and in FrozenEval's keeper; medians of turns in one process."""
+    model = tensors(n)
+    groups = split_at("head").groups(model)
+    train_only(groups, "head")
+    keeper = Keeper(FreezeContract())
+    keeper.take(groups)
+    keeper.hold(model)
+    modules = [m for _, m in keeper.held]
+
+    def asked() -> None:
+        keeper.hold_again()
+        keeper.flipped()
+        keeper.lost()
+
+    took: dict[Callable, list[float]] = {partial(in_loops, keeper.params, modules): [], asked: []}
+    for _ in range(rounds):
+        for ask, seconds in took.items():
+            start = time.perf_counter()
+            for _ in range(20):
+                ask()
+            seconds.append((time.perf_counter() - start) / 20)
+    return tuple(statistics.median(seconds) * 1e6 for seconds in took.values())
+
+
+def print_cost_a_batch() -> None:
+    """One line a size."""
+    for n in (62, 213, 600):
+        loops, asked = cost_a_batch(n)
+        print(f"{n} tensors: {loops:.1f} us a batch in loops, {asked:.1f} us in FrozenEval ({asked / loops:.0%})")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"of {', '.join(NETWORKS)}")
@@ -100,6 +156,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    print_cost_a_batch()
     columns = (
         "network",
         "px",
