@@ -15,7 +15,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from .modules import is_norm, parent_name
+from .modules import hides_weights, is_norm, parent_name
 from .words import shown, some_of
 
 UNLISTED = "unlisted"
@@ -32,7 +32,7 @@ class LayerGroup:
     `modules` maps the dotted name of every module wholly inside the group, containers and leaves, to the module. A
     container that spans several groups is in none of them; its bare parameters (`class_token`, layer scale) belong to
     the earliest. `tied` maps a parameter of this group to the name under which a later group uses it as well. `root` is
-    the network that the group is a part of, without wrappers.
+    the network that the group is a part of, without wrappers, `note` what of the division structure does not tell.
     """
 
     name: str
@@ -41,6 +41,7 @@ class LayerGroup:
     _params: dict[str, nn.Parameter] = field(repr=False)
     _buffers: dict[str, Tensor] = field(repr=False)
     root: nn.Module | None = field(default=None, repr=False)
+    note: str = field(default="", repr=False)
 
     def params(self) -> list[nn.Parameter]:
         """The group's parameters in registration order, each once."""
@@ -91,8 +92,13 @@ def check_groups(groups: Sequence[LayerGroup]) -> None:
         raise TypeError(f"layer groups are wanted, layer_groups(learn_or_model); {shown(groups)} came")
 
 
-def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) -> tuple[LayerGroup, ...]:
+def partition(
+    model: nn.Module, names: Sequence[str], place: Mapping[str, int], params_at: Mapping[str, int] | None = None
+) -> tuple[LayerGroup, ...]:
     """Groups `names`, where `place` says for each leaf module (a module without children) the index of its group.
+
+    `params_at` says the same of bare parameters, those of modules with children; without a word they are in the earliest
+    group that the module spans. A group without parameters stands where its weights are none: quantised or scripted.
 
     A group of normalisation layers only joins the group before it (the first one, the group after it): what such a
     layer normalises is the output of its neighbour, and frozen is read from the parameters that are not a norm's.
@@ -101,16 +107,18 @@ def partition(model: nn.Module, names: Sequence[str], place: Mapping[str, int]) 
         SplitError: the model has no parameters, or a group has none of its own.
     """
     check_parameters(model)
-    names, place = list(names), dict(place)
-    while True:
-        groups = _build(model, names, place, {})
+    names, place, params_at = list(names), dict(place), dict(params_at or {})
+    while True:  # ends, as every turn takes a group away
+        groups = _build(model, names, place, params_at)
         _check_not_empty(model, groups)
-        alone = next((i for i, g in enumerate(groups) if len(groups) > 1 and not g.other_params()), None)
+        alone = next((i for i, g in enumerate(groups) if len(groups) > 1 and g.params() and not g.other_params()), None)
         if alone is None:
             return groups
         into = max(alone - 1, 0)
         del names[alone]
-        place = {n: into if i == alone else i - (i > alone) for n, i in place.items()}
+        place, params_at = (
+            {n: into if i == alone else i - (i > alone) for n, i in at.items()} for at in (place, params_at)
+        )
 
 
 def groups_of_lists(
@@ -279,7 +287,7 @@ def _check_overlap(lists: list[list[nn.Parameter]], named: Mapping[str, nn.Param
 
 def _check_not_empty(model: nn.Module, groups: tuple[LayerGroup, ...]) -> None:
     for group in groups:
-        if group.params():
+        if group.params() or any(map(hides_weights, group.modules.values())):
             continue
         shared = [f"{n} (also {o})" for g in groups for o, n in g.tied.items() if parent_name(n) in group.modules]
         why = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .outside.torch import NormBase, compiled_from
 from .words import wanted
 
 _TORCH_NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORM_NAMES = {n for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, _TORCH_NORMS)}
 
 
 def parent_name(name: str) -> str:
@@ -34,10 +36,30 @@ def is_norm(module: nn.Module | None) -> bool:
         return False
     if isinstance(module, _TORCH_NORMS):
         return True
-    own = [p for p in module._parameters.values() if p is not None]
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.original_name in _NORM_NAMES
+    own = [p for _, p in module._parameters.items() if p is not None]
     return (
         bool(own) and "norm" in type(module).__name__.lower() and all(p.numel() == max(p.shape, default=1) for p in own)
     )
+
+
+def hides_weights(module: nn.Module) -> bool:
+    """Whether a module without children has weights that are no parameters: quantised, scripted, or out of sight.
+
+    Packed eight-bit weights, the constants of a script, tables among the buffers, a network in a list that nobody registers.
+    """
+    if module._modules or any(p is not None for _, p in module._parameters.items()):
+        return False
+    if isinstance(module, torch.jit.ScriptModule):
+        return not hasattr(nn, module.original_name) or module.original_name == "Sequential"
+    if "quantized" in type(module).__module__:
+        return hasattr(module, "_packed_params") or "Packed" in type(module).__name__
+    tables = [b for _, b in module._buffers.items() if b is not None and b.numel() > max(b.shape, default=1)]
+    kept = [v for n, v in vars(module).items() if not n.startswith("_")]
+    kept += [one for v in kept if isinstance(v, list | tuple) for one in v]
+    kept += [one for v in kept if isinstance(v, dict) for one in v.values()]
+    return bool(tables) or any(isinstance(v, nn.Module) for v in kept)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -79,7 +79,8 @@ def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = N
         contract, rates, note = _contract(of), _rates_now(of, groups), _other_groups(of, groups)
     rates = rates if lr is None else as_rate(lr)(len(groups))
     holds = "No FrozenEval: norm layers and noise follow the training mode." if contract is None else f"{contract}."
-    note = f"{holds}{said_of([n for g in groups for n in pinned_names(g)])}{note}"
+    doubts = "".join(f" {g.note[:1].upper()}{g.note[1:]}." for g in groups if g.note)
+    note = f"{holds}{said_of([n for g in groups for n in pinned_names(g)])}{doubts}{note}"
     states = frozen(groups)
     if contract is not None:  # it switches pinned parameters off that somebody switched on
         states = tuple(f or wholly_pinned(g) for f, g in zip(states, groups, strict=True))

@@ -7,16 +7,20 @@ head cannot make it stale. What a network's stages, blocks and head are is decid
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from ..groups import LayerGroup, SplitError, check_parameters, partition
 from ..modules import unwrap
 from ..pinned import as_patterns, can_train, keep_pinned, pin, write_down
-from ..words import at_least, names_of, shown, wanted
+from ..words import at_least, names_of, shown, some_of, wanted
+from .bare import bare_parameters, places_of_bare
 from .copies import beside_copies
+from .newpart import Doubt
 from .order import execution_order, out_of_order
 from .ways import WAYS
 
@@ -35,18 +39,23 @@ __all__ = [
 ]
 
 
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # what each network was warned of
+
+
 @dataclass(frozen=True, repr=False)
 class Splitter:
     """How to divide a network; made by the functions below. Called, it returns fastai's lists of parameters.
 
     `order` names the modules without children as they run, where they are registered in another order. `pinned` are
-    patterns of parameters that never train, `()` says that none is; None: those that were off before anything was frozen.
+    patterns of parameters that never train, `()` says that none is; None: those that were off before anything was frozen. `head` names
+    the modules and parameters of the head where structure shall not look for it.
     """
 
     way: str
     args: tuple = ()
     order: tuple[str, ...] = ()
     pinned: tuple[str, ...] | None = None
+    head: tuple[str, ...] = ()
 
     def groups(self, model: nn.Module, *, sample: object = None) -> tuple[LayerGroup, ...]:
         """The layer groups of `model`, worked out anew; wrappers such as `DistributedDataParallel` are seen through.
@@ -63,12 +72,33 @@ class Splitter:
             pin(model, self.pinned)
         order = self.order if sample is None else execution_order(model, sample)
         if self.way in ("at", "by"):
-            names, place = WAYS[self.way](model, _leaves(model, order), *self.args)
+            names, place, params, doubt = WAYS[self.way](model, _leaves(model, order), *self.args)
         else:
-            names, place = beside_copies(
-                model, _leaves(model, order), lambda m, leaves: WAYS[self.way](m, leaves, *self.args)
+            names, place, params, doubt = beside_copies(
+                model, _leaves(model, order), lambda m, leaves: WAYS[self.way](m, leaves, *self.args, head=self.head)
             )
-        return partition(model, names, place)
+        params = {**places_of_bare(model, place, order, len(names) - 1), **params}
+        groups = partition(model, names, place, params)
+        if doubt is None or self.head:
+            return groups
+        note = self._said_of(doubt, model)
+        return (*groups[:-1], replace(groups[-1], note=note))
+
+    def _said_of(self, doubt: Doubt, model: nn.Module) -> str:
+        """What structure does not tell, with the spelling that decides it; a warning the first time for a network."""
+        bare = replace(self, order=())
+        one = len(doubt.names) == 1
+        text = (
+            f"structure does not tell whether {some_of(doubt.names)} of {type(model).__name__} {'is' if one else 'are'} new or "
+            f"pretrained; taken for {'new, in the head' if doubt.taken_for_new else 'pretrained'}. "
+            f"{replace(bare, head=doubt.new)} if new"
+        )
+        text += f", {replace(bare, head=doubt.old)} if pretrained" if doubt.old else ""
+        text += "; split_at and split_by name any division"
+        if text not in _TOLD.setdefault(model, set()):
+            _TOLD[model].add(text)
+            warnings.warn(text, stacklevel=3)
+        return text
 
     def in_order(self, order: tuple[str, ...]) -> Splitter:
         """This splitter for modules that run in `order`, as `execution_order` returns it."""
@@ -84,11 +114,14 @@ class Splitter:
 
     def __repr__(self) -> str:
         args = [f"{n}={p!r}" for n, p in self.args] if self.way == "by" else [repr(a) for a in self.args]
+        args += [f"head={self.head!r}"] if self.head else []
         args += [] if self.pinned is None else [f"pinned={self.pinned!r}"]
         return f"split_{self.way}({', '.join(args)})" + (f".in_order({self.order!r})" if self.order else "")
 
 
-def split_stages(*, pinned: str | Iterable[str] | None = None) -> Splitter:
+def split_stages(
+    *model: nn.Module, head: str | Iterable[str] = (), pinned: str | Iterable[str] | None = None
+) -> Splitter:
     """A network's natural stages: what comes before them (`stem`), each stage under its own name, `head`.
 
     Parameters that were off before anything was frozen (fixed positions, the weights under LoRA adapters, an EMA copy) are
@@ -98,21 +131,34 @@ def split_stages(*, pinned: str | Iterable[str] | None = None) -> Splitter:
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
     >>> [g.name for g in split_stages().groups(net)]
     ['stage1', 'stage2', 'head']
+
+    The head is all that comes after the last child that holds the pretrained body. Where structure leaves two readings (a
+    second tower: new or pretrained?) a warning says so once, and `head=("tab", "top")` decides: the modules and
+    parameters that are the head.
+
+    Raises:
+        SplitError: there is nothing to divide the network by, or it lacks a name of `head`.
     """
-    return Splitter("stages", pinned=as_patterns(pinned))
+    _without_model("split_stages()", *model)
+    return Splitter("stages", pinned=as_patterns(pinned), head=_names(head))
 
 
-def split_blocks(*, pinned: str | Iterable[str] | None = None) -> Splitter:
+def split_blocks(
+    *model: nn.Module, head: str | Iterable[str] = (), pinned: str | Iterable[str] | None = None
+) -> Splitter:
     """One group a residual block or transformer layer, after the `stem` and before the `head`; `pinned` as for stages.
 
     >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2) for _ in range(3)), nn.Linear(8, 2))
     >>> [g.name for g in split_blocks().groups(net)]
     ['block1', 'block2', 'block3', 'head']
     """
-    return Splitter("blocks", pinned=as_patterns(pinned))
+    _without_model("split_blocks()", *model)
+    return Splitter("blocks", pinned=as_patterns(pinned), head=_names(head))
 
 
-def split_even(n: int, *, pinned: str | Iterable[str] | None = None) -> Splitter:
+def split_even(
+    n: int, *, head: str | Iterable[str] = (), pinned: str | Iterable[str] | None = None
+) -> Splitter:
     """The head alone, and before it `n - 1` groups of about equal parameter count, cut only between blocks.
 
     The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.
@@ -127,7 +173,9 @@ def split_even(n: int, *, pinned: str | Iterable[str] | None = None) -> Splitter
     >>> [g.name for g in split_even(4).groups(net)]
     ['part1', 'part2', 'part3', 'head']
     """
-    return Splitter("even", (at_least(2, n, "split_even takes the number of groups"),), pinned=as_patterns(pinned))
+    _without_model("split_even(4)", *([n] if isinstance(n, nn.Module) else []))
+    parts = at_least(2, n, "split_even takes the number of groups")
+    return Splitter("even", (parts,), pinned=as_patterns(pinned), head=_names(head))
 
 
 def split_at(*module_names: str, pinned: str | Iterable[str] | None = None) -> Splitter:
@@ -143,12 +191,13 @@ def split_at(*module_names: str, pinned: str | Iterable[str] | None = None) -> S
     >>> [g.name for g in split_at("2", "4").groups(net)]
     ['stem', '2', '4']
     """
+    _without_model("split_at('layer3', 'fc')", *(n for n in module_names if isinstance(n, nn.Module)))
     if not module_names or any(not isinstance(n, str) or not n for n in module_names):
         raise TypeError(f"split_at wants module names such as split_at('layer3', 'fc'); it got {shown(module_names)}")
     return Splitter("at", module_names, pinned=as_patterns(pinned))
 
 
-def split_by(*, pinned: str | Iterable[str] | None = None, **patterns: str) -> Splitter:
+def split_by(*model: nn.Module, pinned: str | Iterable[str] | None = None, **patterns: str) -> Splitter:
     """A group a pattern, in order: what a regular expression matches in full, a module's dotted name, is in its group.
 
     What is inside a matched module is matched with it. A module without parameters that no pattern matches joins the
@@ -165,6 +214,7 @@ def split_by(*, pinned: str | Iterable[str] | None = None, **patterns: str) -> S
     >>> [len(g.params()) for g in split_by(body="[0-2]", head="4").groups(net)]
     [4, 2]
     """
+    _without_model("split_by(body='layer.*', head='fc')", *model)
     if not patterns:
         raise TypeError("split_by wants patterns such as split_by(body=r'conv1|bn1|layer\\d', head='fc')")
     for name, pattern in patterns.items():
@@ -176,11 +226,26 @@ def split_by(*, pinned: str | Iterable[str] | None = None, **patterns: str) -> S
     return Splitter("by", tuple(patterns.items()), pinned=as_patterns(pinned))
 
 
+def _without_model(spelling: str, *came: object) -> None:
+    """Raises where a splitter was given without its parentheses, so that fastai calls it with the network."""
+    if came:
+        name = spelling.partition("(")[0]
+        raise TypeError(f"{name} makes a splitter, and a {type(came[0]).__name__} came: write splitter={spelling}")
+
+
+def _names(head: str | Iterable[str]) -> tuple[str, ...]:
+    names = (head,) if isinstance(head, str) and head else tuple(head) if isinstance(head, list | tuple) else None
+    if names is None or any(not isinstance(n, str) or not n for n in names):
+        raise TypeError(f"head names the modules of the head, such as head=('tab', 'top'); {head!r} came")
+    return names
+
+
 def _leaves(model: nn.Module, order: tuple[str, ...]) -> list[str]:
     """The names of the modules without children, as they run."""
     leaves = [n for n, m in model.named_modules() if not m._modules]
     if not order:
         return leaves
+    order = [n for n in order if n not in {name for _, name, _ in bare_parameters(model)}]
     odd = sorted(set(order) ^ set(leaves))
     if odd:
         raise SplitError(

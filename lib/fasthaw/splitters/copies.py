@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from ..pinned import pinned_in
+from .ways import Places
 
-Places = tuple[list[str], dict[str, int]]
 
 
 def beside_copies(
@@ -24,14 +24,15 @@ def beside_copies(
     if not copies:
         return divide(model, leaves)
     inside = {n: c for n in leaves for c in copies if n == c or n.startswith(f"{c}.")}
-    names, place = divide(_without(model, copies), [n for n in leaves if n not in inside])
+    names, place, params, doubt = divide(_without(model, copies), [n for n in leaves if n not in inside])
     for one in copies:
         mine = [n for n in leaves if inside.get(n) == one]
         before = [place[n] + 1 for n in leaves[: leaves.index(mine[0])] if n in place]
         at = min(max(before, default=0), len(names) - 1)
         names = [*names[:at], one, *names[at:]]
         place = {n: i + (i >= at) for n, i in place.items()} | dict.fromkeys(mine, at)
-    return names, place
+        params = {n: i + (i >= at) for n, i in params.items()}
+    return names, place, params, doubt
 
 
 def copies_in(model: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .head import head_leaves
+from .head import Head, find_head
 from .stages import FEWEST, MOST, Cell, Stage, alone_divided, divided, joined
 from .tree import Node, Shapes, in_order, repeated, tree, without
 
@@ -31,6 +31,7 @@ class Outline:
     stem: Cell | None
     stages: tuple[tuple[Cell, ...], ...]
     head: tuple[str, ...]
+    found: Head = Head()
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -38,17 +39,32 @@ class Outline:
         return (*([self.stem] if self.stem else []), *(c for stage in self.stages for c in stage))
 
 
-def outline(model: nn.Module, leaves: Sequence[str]) -> Outline:
-    """The outline of `model` whose modules run in the order of `leaves`; each is in the stem, one cell or the head."""
+def outline(model: nn.Module, leaves: Sequence[str], head: Sequence[str] = ()) -> Outline:
+    """The outline of `model` whose modules run in the order of `leaves`; each is in the stem, one cell or the head.
+
+    `head` names the modules and parameters of the head, where structure shall not look for it.
+    """
     whole = tree(model)
-    head = head_leaves(whole, Shapes(whole))
-    root = in_order(without(whole, set(head)), leaves)
+    found = find_head(whole, Shapes(whole), head)
+    root = in_order(without(whole, set(found.leaves)), leaves)
     if root is None or not root.size:
-        return Outline(whole, None, (), head)
+        bodies = [c for c in _hidden(root)] if root else []
+        return Outline(whole, None, ((Cell(bodies[0], (root,)),),) if bodies else (), found.leaves, found)
     shapes = Shapes(root)
     stem, stages = _stages(_spine(root, root.size, shapes), shapes)
-    stages = divided(joined(stages), FEWEST + 1 - bool(stem) - bool(head))
-    return Outline(whole, Cell(stem[0], tuple(stem)) if stem else None, tuple(map(tuple, stages)), head)
+    stages = divided(joined(stages), FEWEST + 1 - bool(stem) - bool(found.leaves))
+    return Outline(whole, Cell(stem[0], tuple(stem)) if stem else None, tuple(map(tuple, stages)), found.leaves, found)
+
+
+def _hidden(root: Node) -> list[Node]:
+    """The outermost module without parameters that has weights all the same, if there is one."""
+    node = root
+    while node.hidden:
+        inside = [c for c in node.children if c.hidden]
+        if len(inside) != 1 or node.name:
+            return [node]
+        node = inside[0]
+    return []
 
 
 def _spine(node: Node, total: int, shapes: Shapes) -> list[Node]:

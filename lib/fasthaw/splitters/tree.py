@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from math import prod
 
+import torch
 from torch import nn
+
+from ..modules import hides_weights, is_norm
 
 _MOST_STAGES = 8  # a class of which there are more is a block, even if blocks seem to stand inside
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -21,7 +24,11 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A module with what the splitters ask of it; `leaves` are the names of its modules without children, in order."""
+    """A module with what the splitters ask of it; `leaves` are the names of its modules without children, in order.
+
+    `width` is that of what it gives and `reads` of what it takes, as far as layers tell (0: words); `hidden` says that its
+    weights are no parameters.
+    """
 
     name: str
     module: nn.Module
@@ -30,6 +37,8 @@ class Node:
     size: int
     weights: int
     width: int
+    reads: int | None = None
+    hidden: bool = False
 
     def walk(self) -> Iterator[Node]:
         """This node and all below, in registration order."""
@@ -40,14 +49,22 @@ class Node:
             left.extend(reversed(node.children))
 
     @property
+    def cls(self) -> object:
+        """The class; of a scripted module that of the original, by name, or itself where it is a container of torch's."""
+        if not isinstance(self.module, torch.jit.ScriptModule):
+            return type(self.module)
+        name = self.module.original_name
+        return next((c for c in _CONTAINERS if c.__name__ == name), name)
+
+    @property
     def plain(self) -> bool:
         """Whether it is a bare container: what it holds says what it is."""
-        return bool(self.children) and type(self.module) in _CONTAINERS
+        return bool(self.children) and self.cls in _CONTAINERS
 
     @property
     def kind(self) -> object:
         """What makes two siblings alike: the class, or for a bare container the kind of its largest child."""
-        return ("run of", max(self.children, key=lambda c: c.size).kind) if self.plain else type(self.module)
+        return ("run of", max(self.children, key=lambda c: c.size).kind) if self.plain else self.cls
 
 
 def tree(model: nn.Module) -> Node:
@@ -75,7 +92,18 @@ def _node(name: str, module: nn.Module, modules: set[int], params: set[int]) -> 
         size=size + sum(k.size for k in kids),
         weights=sum(len(shape) > 1 for shape in own.values()) + sum(k.weights for k in kids),
         width=widths[-1] if widths else 0,
+        reads=next((k.reads for k in kids if k.reads is not None), None) if kids else _reads(module),
+        hidden=any(k.hidden for k in kids) or hides_weights(module),
     )
+
+
+def _reads(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 0
+    if is_norm(module):
+        return next((p.shape[0] for p in module._parameters.values() if p is not None and p.dim()), None)
+    found = (getattr(module, n, None) for n in ("in_features", "in_channels", "input_size", "embed_dim"))
+    return next((n for n in found if isinstance(n, int)), None)
 
 
 def without(node: Node, leaves: Collection[str]) -> Node | None:
@@ -153,10 +181,10 @@ class Shapes:
     def __init__(self, root: Node) -> None:
         nodes = list(root.walk())
         named = [n for n in nodes if n.children and not n.plain]
-        self._counts = Counter(type(n.module) for n in named)
-        self._blocks = {type(n.module) for n in named if n.weights > 1}
-        few = [n for n in named if self._counts[type(n.module)] <= _MOST_STAGES]
-        self._runs = {type(n.module) for n in few if any(self._repeats(c) for c in self._inside(n))}
+        self._counts = Counter(n.cls for n in named)
+        self._blocks = {n.cls for n in named if n.weights > 1}
+        few = [n for n in named if self._counts[n.cls] <= _MOST_STAGES]
+        self._runs = {n.cls for n in few if any(self._repeats(c) for c in self._inside(n))}
 
     @staticmethod
     def _inside(node: Node) -> tuple[Node, ...]:
@@ -178,12 +206,12 @@ class Shapes:
 
     def is_block(self, node: Node) -> bool:
         """Whether it is a module of a class of its own with at least two weight layers."""
-        return bool(node.children) and not node.plain and type(node.module) in self._blocks
+        return bool(node.children) and not node.plain and node.cls in self._blocks
 
     def is_run(self, node: Node) -> bool:
         """Whether blocks stand one after the other inside."""
         if not node.plain:
-            return type(node.module) in self._runs
+            return node.cls in self._runs
         inside = [c for c in node.children if c.plain and c.weights > 1]
         return len(inside) > 1 or any(map(self.is_block, node.children)) or any(map(self.is_run, inside))
 
@@ -208,14 +236,14 @@ class Shapes:
 
     def _chain(self, node: Node) -> Node | None:
         """The first chain in `node`. A class of which there are three or more is a block or a stage, not a network."""
-        if self._counts[type(node.module)] > 2 and self.is_block(node):
+        if self._counts[node.cls] > 2 and self.is_block(node):
             return None
         return next((n for n in node.walk() if n.children and self.is_chain(n)), None)
 
 
 def _lists(node: Node) -> bool:
     """Whether it is a container, or numbers its children as one would."""
-    return isinstance(node.module, _CONTAINERS) or all(c.name[-1].isdigit() for c in node.children)
+    return isinstance(node.module, _CONTAINERS) or node.plain or all(c.name[-1].isdigit() for c in node.children)
 
 
 def repeated(nodes: Collection[Node]) -> set[object]:

@@ -12,33 +12,35 @@ from itertools import pairwise
 from torch import nn
 
 from ..groups import SplitError
-from ..modules import parent_name
+from ..modules import hides_weights, parent_name
 from ..words import did_you_mean, some_of
+from .bare import bare_parameters
 from .names import readable, run_name
+from .newpart import Doubt
 from .outline import Outline, outline
 from .runs import evenly
 from .stages import Cell
 from .tree import Node
 
-Places = tuple[list[str], dict[str, int]]
+Places = tuple[list[str], dict[str, int], dict[str, int], Doubt | None]  # names, leaves, parameters, doubt
 
 
-def by_stages(model: nn.Module, leaves: Sequence[str]) -> Places:
+def by_stages(model: nn.Module, leaves: Sequence[str], head: Sequence[str] = ()) -> Places:
     """Stem, stages, head."""
-    parts = outline(model, leaves)
+    parts = outline(model, leaves, head)
     return _around(model, parts, [*([[parts.stem]] if parts.stem else []), *parts.stages], "stage")
 
 
-def by_blocks(model: nn.Module, leaves: Sequence[str]) -> Places:
+def by_blocks(model: nn.Module, leaves: Sequence[str], head: Sequence[str] = ()) -> Places:
     """Stem, every block, head."""
-    parts = outline(model, leaves)
+    parts = outline(model, leaves, head)
     return _around(model, parts, [[cell] for cell in parts.cells], "block")
 
 
-def by_even(model: nn.Module, leaves: Sequence[str], n: int) -> Places:
+def by_even(model: nn.Module, leaves: Sequence[str], n: int, head: Sequence[str] = ()) -> Places:
     """Runs of blocks of about equal size, head."""
-    parts = outline(model, leaves)
-    blocks, n_runs = parts.cells, n - bool(parts.head)
+    parts = outline(model, leaves, head)
+    blocks, n_runs = parts.cells, n - bool(parts.head or parts.found.bare)
     if n_runs > len(blocks):
         has = f"{len(blocks)} blocks{' (one of them the stem)' * bool(parts.stem)}{' and a head' * bool(parts.head)}"
         raise SplitError(
@@ -48,28 +50,54 @@ def by_even(model: nn.Module, leaves: Sequence[str], n: int) -> Places:
 
 
 def by_at(model: nn.Module, leaves: Sequence[str], *boundaries: str) -> Places:
-    """A group from each boundary to the next."""
+    """A group from each boundary to the next; a bare parameter stands just before the boundary named after it, or last."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    bare = {n for _, n, _ in bare_parameters(model)}
     position = {id(modules[n]): i for i, n in enumerate(leaves)}
     begins: dict[str, int] = {}
     for name in boundaries:
-        if name not in modules:
-            raise SplitError(f"{type(model).__name__} has no module {name!r}{_near(name, modules)}")
+        if name not in modules and name not in bare:
+            raise SplitError(f"{type(model).__name__} has no module {name!r}{_near(name, [*modules, *bare])}")
         if name in begins:
             raise SplitError(f"{name!r} is named twice as a boundary; name it once")
-        begins[name] = min(position[id(m)] for m in modules[name].modules() if id(m) in position)
-    _check_boundaries(begins)
+        if name not in bare:
+            begins[name] = min(position[id(m)] for m in modules[name].modules() if id(m) in position)
+        else:
+            begins[name] = -1
+    _check_boundaries({n: i for n, i in begins.items() if n not in bare})
+    nearest = len(leaves)
+    for name in reversed(boundaries):
+        nearest = begins[name] = nearest if name in bare else begins[name]
     cuts = list(begins.values())
     place = {n: sum(cut <= i for cut in cuts) for i, n in enumerate(leaves)}
-    if any(next(modules[n].parameters(), None) is not None for n in leaves[: cuts[0]]):
-        return ["stem", *boundaries], place
-    return list(boundaries), {n: max(i - 1, 0) for n, i in place.items()}
+    before = [modules[n] for n in leaves[: cuts[0]]]
+    stem = any(next(m.parameters(), None) is not None for m in before)
+    stem = stem or (len(boundaries) == 1 and any(map(hides_weights, before)))
+    names = ["stem", *boundaries] if stem else list(boundaries)
+    if len(names) < 2:
+        raise SplitError(
+            f"split_at({boundaries[0]!r}) makes one group of {type(model).__name__}, as nothing with parameters comes before "
+            f"it; name where another begins, such as {_other_boundaries(model, leaves, cuts[0], bare)}"
+        )
+    if not stem:
+        place = {n: max(i - 1, 0) for n, i in place.items()}
+    return names, place, {n: names.index(n) for n in boundaries if n in bare}, None
+
+
+def _other_boundaries(model: nn.Module, leaves: Sequence[str], at: int, bare: Iterable[str]) -> str:
+    modules = dict(model.named_modules())
+    later = [n for n in leaves[at + 1 :] if next(modules[n].parameters(), None) is not None]
+    return some_of([repr(n) for n in [*bare, *reversed(later)]], 3) or "a module further on"
 
 
 def by_by(model: nn.Module, leaves: Sequence[str], *patterns: tuple[str, str]) -> Places:
-    """A group a pattern."""
+    """A group a pattern, over the names of modules and of bare parameters."""
     modules = dict(model.named_modules())
-    claims = {leaf: _claims(leaf, patterns) for leaf in leaves}
+    bare = [n for _, n, _ in bare_parameters(model)]
+    claims = {leaf: _claims(leaf, patterns) for leaf in [*leaves, *bare]}
+    # What claims a container claims its bare parameters; one that names the parameter itself has the last word.
+    for n in bare:
+        claims[n] = [g for g, p in patterns if re.fullmatch(p, n)] or claims[n]
     for leaf, groups in claims.items():
         if len(groups) > 1:
             both = " and ".join(f"{n}={p!r}" for n, p in patterns if n in groups)
@@ -78,7 +106,7 @@ def by_by(model: nn.Module, leaves: Sequence[str], *patterns: tuple[str, str]) -
         if not any(name in groups for groups in claims.values()):
             raise SplitError(
                 f"{name}={pattern!r} matches no module of {type(model).__name__}; it must match a whole name, such as "
-                f"{', '.join(n for n, _ in model.named_children())}"
+                f"{', '.join([n for n, _ in model.named_children()] + [n for n in bare if '.' not in n])}"
             )
     missed = [n for n in leaves if not claims[n] and next(modules[n].parameters(), None) is not None]
     if missed:
@@ -86,14 +114,14 @@ def by_by(model: nn.Module, leaves: Sequence[str], *patterns: tuple[str, str]) -
             f"no pattern matches {some_of(missed)}, which have parameters; let one of the patterns match them"
         )
     names = [n for n, _ in patterns]
-    first = {n: next(i for i, leaf in enumerate(leaves) if n in claims[leaf]) for n in names}
-    for a, b in pairwise(names):
+    first = {n: next((i for i, leaf in enumerate(leaves) if n in claims[leaf]), None) for n in names}
+    for a, b in pairwise([n for n in names if first[n] is not None]):
         if first[a] > first[b]:
             raise SplitError(f"patterns out of order: {b!r} comes before {a!r} in the network; name it first")
     place, last = {}, 0
     for leaf in leaves:
         last = place[leaf] = names.index(claims[leaf][0]) if claims[leaf] else last
-    return names, place
+    return names, place, {n: names.index(claims[n][0]) for n in bare if claims[n]}, None
 
 
 WAYS: dict[str, Callable[..., Places]] = {
@@ -109,7 +137,7 @@ def _around(model: nn.Module, parts: Outline, runs: Sequence[Sequence[Cell]], pl
     """The runs of blocks under their names, and the head; an error where that leaves one group."""
     groups = [[leaf for cell in run for leaf in cell.leaves] for run in runs]
     names = _names(parts, runs, groups, plain)
-    if parts.head:
+    if parts.head or parts.found.bare:
         names, groups = [*names, "head"], [*groups, list(parts.head)]
     if len(groups) < 2:
         raise SplitError(
@@ -117,7 +145,8 @@ def _around(model: nn.Module, parts: Outline, runs: Sequence[Sequence[Cell]], pl
             f"({some_of([n for n, _ in model.named_children()]) or 'none'}) would be a single group. Name the modules that "
             "open a group: split_at('module', ...)"
         )
-    return names, {leaf: i for i, leaves in enumerate(groups) for leaf in leaves}
+    bare = dict.fromkeys(parts.found.bare, len(groups) - 1)
+    return names, {leaf: i for i, leaves in enumerate(groups) for leaf in leaves}, bare, parts.found.doubt
 
 
 def _names(parts: Outline, runs: Sequence[Sequence[Cell]], groups: Sequence[Sequence[str]], plain: str) -> list[str]:
@@ -125,7 +154,7 @@ def _names(parts: Outline, runs: Sequence[Sequence[Cell]], groups: Sequence[Sequ
     blocks = [[c.block.name for c in run if c is not parts.stem] for run in runs]
     alone = bool(blocks) and not blocks[0]
     taken = {"stem"} if alone else set()
-    taken |= {"head"} if parts.head else set()
+    taken |= {"head"} if parts.head or parts.found.bare else set()
     names = [run_name(names, whole - taken) for names, whole in zip(blocks, filled, strict=True) if names]
     return ["stem"] * alone + readable(names, plain)
 
