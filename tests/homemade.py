@@ -119,8 +119,9 @@ class OpenClipTower(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 4, 4, bias=False)
         self.class_embedding, self.positional_embedding, self.proj = weights(16), weights(5, 16), weights(16, 8)
-        self.ln_pre, self.ln_post = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.ln_pre = nn.LayerNorm(16)
         self.transformer = net(resblocks=nn.Sequential(*(nn.TransformerEncoderLayer(16, 2, 32) for _ in range(3))))
+        self.ln_post = nn.LayerNorm(16)
 
 
 class Text(nn.Module):
@@ -384,7 +385,7 @@ HOMEMADE = {
     "a small body": Homemade(lambda: net(body=small(), neck=nn.Linear(16, 8), fc=nn.Linear(8, 2)), f"{SMALL} | neck fc"),
     "loose layers in a body": Homemade(
         lambda: net(body=nn.Sequential(*unit(3, 8), *unit(8, 8)), a=pooled(8, 1), b=pooled(8, 2)),
-        "body.0 body.1 | body.3 body.4 | a b",
+        "body.0 | body.1 body.3 body.4 | a b",  # what stands between two stages belongs to the later
     ),
     # ---- the body's own class registers all
     "one class": Homemade(lambda: flat(fc=nn.Linear(32, 3)), f"{FLAT} | fc"),
@@ -415,7 +416,7 @@ HOMEMADE = {
     "VGG, a new last layer": Homemade(
         _vgg_with_a_new_last_layer,
         "features.0 features.2 | features.5 features.7 | features.10 features.12 features.14 | "
-        "features.17 features.19 features.21 | features.24 features.26 features.28 classifier.0 classifier.3 | classifier.6",
+        "features.17 features.19 features.21 | features.24 features.26 features.28 | classifier.0 classifier.3 | classifier.6",
     ),
     "VGG, a new classifier": Homemade(
         _vgg_with_a_new_classifier,
@@ -451,10 +452,10 @@ HOMEMADE = {
         lambda: net(backbone=small(), tab=table(), head=mlp(40, 2)), "backbone.0 | backbone.1 | backbone.2 | tab head", "tab"
     ),
     "images and text": Homemade(
-        lambda: net(body=resnet(), text=bert(), top=mlp(528, 3)), f"{R} | {bert_at('text')} | top", "text"
+        lambda: net(body=resnet(), text=bert(), top=mlp(528, 3)), f"{R} text | top", "text"
     ),
     "two of one class": Homemade(
-        lambda: net(body=resnet(), depth=resnet(), top=nn.Linear(1024, 3)), f"{R} | {resnet_at('depth')} | top", "depth"
+        lambda: net(body=resnet(), depth=resnet(), top=nn.Linear(1024, 3)), "body.0 body.1 | body.4 body.5 body.6 | body.7 | depth.0 depth.1 depth.4 depth.5 depth.6 | depth.7 | top", "depth"
     ),
     "a transformer on a body": Homemade(
         lambda: net(body=resnet(), mix=nn.TransformerEncoder(nn.TransformerEncoderLayer(512, 8), 4), fc=nn.Linear(512, 3)),
@@ -507,8 +508,8 @@ HOMEMADE = {
         lambda: net(
             image=Vit(), text=Text(), image_proj=nn.Linear(16, 8), text_proj=nn.Linear(16, 8), logit_scale=scalar()
         ),
-        f"{vit_at('image')} | text.embed | text.layers.0 | text.layers.1 | text.layers.2 | text.layers.3 | "
-        "image_proj text_proj logit_scale",
+        "image.cls_token image.pos_embed image.patch_embed image.blocks.0 image.blocks.1 | "
+        "image.blocks.2 image.blocks.3 image.norm | text | image_proj text_proj logit_scale",
         "text",
     ),
     # ---- bodies without parameters
