@@ -280,7 +280,9 @@ def _bert(**parts: nn.Module) -> nn.Module:
 
     config = BertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=4, vocab_size=40)
     model = type("Mine", (BertPreTrainedModel,), {})(config)
-    return _changed(model, **{n: p(config) if callable(p) and not isinstance(p, nn.Module) else p for n, p in parts.items()})
+    return _changed(
+        model, **{n: p(config) if callable(p) and not isinstance(p, nn.Module) else p for n, p in parts.items()}
+    )
 
 
 def bert(config=None) -> nn.Module:
@@ -353,9 +355,7 @@ HOMEMADE = {
         lambda: net(body=resnet(), pyramid=Pyramid(), cls=nn.Conv2d(64, 9, 1), box=nn.Conv2d(64, 4, 1)),
         f"{R} | pyramid cls box",
     ),
-    "pooling with a weight": Homemade(
-        lambda: net(body=resnet(), pool=GeM(), fc=nn.Linear(512, 3)), f"{R} | pool fc"
-    ),
+    "pooling with a weight": Homemade(lambda: net(body=resnet(), pool=GeM(), fc=nn.Linear(512, 3)), f"{R} | pool fc"),
     "embedding, norm and margin": Homemade(
         lambda: net(body=resnet(), embedding=nn.Linear(512, 64), bn=nn.BatchNorm1d(64), margin=Margin(64, 9)),
         f"{R} | embedding bn margin",
@@ -382,7 +382,9 @@ HOMEMADE = {
         lambda: net(module=net(model=net(body=resnet(), a=mlp(512, 1), b=mlp(512, 2)))),
         f"{resnet_at('module.model.body')} | module.model.a module.model.b",
     ),
-    "a small body": Homemade(lambda: net(body=small(), neck=nn.Linear(16, 8), fc=nn.Linear(8, 2)), f"{SMALL} | neck fc"),
+    "a small body": Homemade(
+        lambda: net(body=small(), neck=nn.Linear(16, 8), fc=nn.Linear(8, 2)), f"{SMALL} | neck fc"
+    ),
     "loose layers in a body": Homemade(
         lambda: net(body=nn.Sequential(*unit(3, 8), *unit(8, 8)), a=pooled(8, 1), b=pooled(8, 2)),
         "body.0 | body.1 body.3 body.4 | a b",  # what stands between two stages belongs to the later
@@ -390,14 +392,13 @@ HOMEMADE = {
     # ---- the body's own class registers all
     "one class": Homemade(lambda: flat(fc=nn.Linear(32, 3)), f"{FLAT} | fc"),
     "one class, two heads": Homemade(lambda: flat(age=mlp(32, 1), sex=mlp(32, 2)), f"{FLAT} | age sex"),
-    "one class, its last norm": Homemade(
-        lambda: _changed(Vit(), head=nn.Linear(16, 3)), f"{vit_at('')} | head"
-    ),
+    "one class, its last norm": Homemade(lambda: _changed(Vit(), head=nn.Linear(16, 3)), f"{vit_at('')} | head"),
     "one class, its last norm and two heads": Homemade(
         lambda: _changed(Vit(), cls=nn.Linear(16, 3), box=mlp(16, 4)), f"{vit_at('')} | cls box"
     ),
     "one class, a wide last convolution as in EfficientNet": Homemade(
-        lambda: flat(conv_head=_conv(32, 64, 1), bn2=nn.BatchNorm2d(64), fc=nn.Linear(64, 3)), f"{FLAT} conv_head bn2 | fc"
+        lambda: flat(conv_head=_conv(32, 64, 1), bn2=nn.BatchNorm2d(64), fc=nn.Linear(64, 3)),
+        f"{FLAT} conv_head bn2 | fc",
     ),
     "one class, a neck that makes it narrow": Homemade(
         lambda: flat(neck=_conv(32, 8, 1), bn2=nn.BatchNorm2d(8), fc=nn.Linear(8, 3)), f"{FLAT} | neck bn2 fc"
@@ -407,7 +408,8 @@ HOMEMADE = {
     ),
     # ---- a library's own network, changed
     "torchvision, a new container": Homemade(
-        lambda: _changed(tv.resnet18(weights=None), fc=mlp(512, 3)), "conv1 bn1 | layer1 | layer2 | layer3 | layer4 | fc"
+        lambda: _changed(tv.resnet18(weights=None), fc=mlp(512, 3)),
+        "conv1 bn1 | layer1 | layer2 | layer3 | layer4 | fc",
     ),
     "torchvision, two heads beside": Homemade(
         lambda: _changed(headless(), age=nn.Linear(512, 1), sex=mlp(512, 2)),
@@ -449,43 +451,46 @@ HOMEMADE = {
         lambda: _bert(tab=table(), bert=bert, fc=nn.Linear(40, 3)), f"{bert_at('bert')} | tab fc", "tab"
     ),
     "a backbone, a tower and a head": Homemade(
-        lambda: net(backbone=small(), tab=table(), head=mlp(40, 2)), "backbone.0 | backbone.1 | backbone.2 | tab head", "tab"
+        lambda: net(backbone=small(), tab=table(), head=mlp(40, 2)),
+        "backbone.0 | backbone.1 | backbone.2 | tab head",
+        "tab",
     ),
-    "images and text": Homemade(
-        lambda: net(body=resnet(), text=bert(), top=mlp(528, 3)), f"{R} text | top", "text"
-    ),
+    "images and text": Homemade(lambda: net(body=resnet(), text=bert(), top=mlp(528, 3)), f"{R} text | top", "text"),
     "two of one class": Homemade(
-        lambda: net(body=resnet(), depth=resnet(), top=nn.Linear(1024, 3)), "body.0 body.1 | body.4 body.5 body.6 | body.7 | depth.0 depth.1 depth.4 depth.5 depth.6 | depth.7 | top", "depth"
+        lambda: net(body=resnet(), depth=resnet(), top=nn.Linear(1024, 3)),
+        "body.0 body.1 | body.4 body.5 body.6 | body.7 | depth.0 depth.1 depth.4 depth.5 depth.6 | depth.7 | top",
+        "depth",
     ),
     "a transformer on a body": Homemade(
-        lambda: net(body=resnet(), mix=nn.TransformerEncoder(nn.TransformerEncoderLayer(512, 8), 4), fc=nn.Linear(512, 3)),
+        lambda: net(
+            body=resnet(), mix=nn.TransformerEncoder(nn.TransformerEncoderLayer(512, 8), 4), fc=nn.Linear(512, 3)
+        ),
         f"{R} | mix fc",
         "mix",
     ),
     "an encoder and a decoder of another kind": Homemade(
-        lambda: net(encoder=resnet(), decoder=Decoder(), out=_conv(16, 2)), f"{resnet_at('encoder')} | decoder out", "decoder"
+        lambda: net(encoder=resnet(), decoder=Decoder(), out=_conv(16, 2)),
+        f"{resnet_at('encoder')} | decoder out",
+        "decoder",
     ),
     "an adapter before the body": Homemade(
         lambda: net(adapter=nn.Conv2d(1, 3, 1), body=resnet(), fc=nn.Linear(512, 3)),
         f"adapter {R} | fc",
         "adapter",
     ),
-    "the head registered first": Homemade(
-        lambda: net(fc=nn.Linear(512, 5), body=resnet()), f"{R} | fc", "fc"
-    ),
+    "the head registered first": Homemade(lambda: net(fc=nn.Linear(512, 5), body=resnet()), f"{R} | fc", "fc"),
     # ---- bare parameters
     "a threshold and a scale alone": Homemade(
         lambda: net(backbone=small(), threshold=scalar(), scale=scalar()),
         "backbone.0 | backbone.1 | backbone.2 | threshold scale",
     ),
-    "a temperature alone": Homemade(
-        lambda: net(body=small(), temperature=scalar()), f"{SMALL} | temperature"
-    ),
+    "a temperature alone": Homemade(lambda: net(body=small(), temperature=scalar()), f"{SMALL} | temperature"),
     "a temperature and a head": Homemade(
         lambda: net(body=resnet(), head=mlp(512, 3), temperature=scalar()), f"{R} | head temperature"
     ),
     "a temperature around a classifier": Homemade(
-        lambda: net(model=tv.resnet18(weights=None), temperature=scalar()), f"{headless_at('model')} | model.fc temperature"
+        lambda: net(model=tv.resnet18(weights=None), temperature=scalar()),
+        f"{headless_at('model')} | model.fc temperature",
     ),
     "weights of three losses": Homemade(
         lambda: net(body=resnet(), a=mlp(512, 1), b=mlp(512, 1), c=mlp(512, 1), log_vars=weights(3)),
@@ -521,11 +526,11 @@ HOMEMADE = {
         lambda: net(extract=Hidden(), fc1=nn.Linear(16, 8), fc2=nn.Linear(8, 3)), "extract | fc1 fc2"
     ),
     "a body of constants": Homemade(lambda: net(body=frozen_script(), head=mlp(16, 3)), "body | head"),
-    "a scripted body": Homemade(
-        lambda: net(body=torch.jit.script(small()), head=pooled(16, 3)), f"{SMALL} | head"
-    ),
+    "a scripted body": Homemade(lambda: net(body=torch.jit.script(small()), head=pooled(16, 3)), f"{SMALL} | head"),
     # ---- words and columns
-    "words": Homemade(lambda: net(body=Words(), pool=AttentionPool(16), fc=nn.Linear(16, 3)), "body.embed | body.lstm | pool fc"),
+    "words": Homemade(
+        lambda: net(body=Words(), pool=AttentionPool(16), fc=nn.Linear(16, 3)), "body.embed | body.lstm | pool fc"
+    ),
     "words in one class": Homemade(
         lambda: net(embed=nn.Embedding(50, 12), lstm=nn.LSTM(12, 16), fc=nn.Linear(16, 3)), "embed | lstm | fc"
     ),

@@ -12,7 +12,7 @@ from torch import nn
 
 import architectures as arch
 from data import loaders
-from fasthaw import SplitError, layer_groups, split_at, split_stages
+from fasthaw import SplitError, group_table, layer_groups, split_at, split_stages
 from fasthaw.randomness import where_it_stands
 from fasthaw.splitters import execution_order, out_of_order, split_blocks, split_by, split_even
 from networks import NETWORKS as SMALL
@@ -284,14 +284,71 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:structure does not tell")
 @pytest.mark.parametrize(("build", "expected"), CASES.values(), ids=CASES)
 def test_the_rule(build, expected):
     assert names(build()) == expected
 
 
-def test_a_pretrained_norm_before_the_classifier_belongs_to_the_body():
-    model = net(conv1=conv(3, 4), conv2=conv(4, 4), head=nn.Sequential(nn.LayerNorm(4), nn.Flatten(), nn.Linear(4, 2)))
-    assert [n for n, _ in split_stages().groups(model)[-1].named_params()] == ["head.2.weight", "head.2.bias"]
+def test_a_norm_that_opens_the_new_part_belongs_to_it_and_one_of_the_bodys_own_class_to_the_body():
+    head = nn.Sequential(nn.LayerNorm(4), nn.Flatten(), nn.Linear(4, 2))
+    new = net(conv1=conv(3, 4), conv2=conv(4, 4), head=head)
+    assert [n for n, _ in split_stages().groups(new)[-1].named_params()] == [
+        "head.0.weight",
+        "head.0.bias",
+        "head.2.weight",
+        "head.2.bias",
+    ]
+    own = net(embed=nn.Conv2d(3, 8, 4), layers=run(4), norm=nn.LayerNorm(8), head=nn.Linear(8, 2))
+    assert [n for n, _ in split_stages().groups(own)[-1].named_params()] == ["head.weight", "head.bias"]
+
+
+def towers():
+    return net(body=run(4, 16), tab=nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 5)), top=nn.Linear(21, 2))
+
+
+SAYS = r"tab of Net is new or pretrained; taken for new, in the head. {0}head=\('tab', 'top'\)\) if new, {0}head=\('top',\)"
+
+
+@pytest.mark.parametrize(
+    ("splitter", "spelling"),
+    [(split_stages(), r"split_stages\("), (split_blocks(), r"split_blocks\("), (split_even(3), r"split_even\(3, ")],
+    ids=repr,
+)
+def test_what_structure_does_not_tell_is_said_once_with_the_spelling_that_decides(splitter, spelling):
+    model = towers()
+    with pytest.warns(UserWarning, match=SAYS.format(spelling)):
+        groups = splitter.groups(model)
+    assert list(groups[-1].outermost()) == ["tab", "top"]
+    assert (
+        "whether tab of Net is new" in group_table(model, splitter).note
+    )  # and warns no more: a warning is an error here
+
+
+def test_head_decides_without_a_word():
+    new = split_stages(head=("tab", "top")).groups(towers())
+    old = split_stages(head="top").groups(towers())
+    assert [list(g.outermost()) for g in (new[-1], old[-1])] == [["tab", "top"], ["top"]]
+    assert new[-1].note == old[-1].note == ""
+    assert repr(split_even(3, head="top")) == "split_even(3, head=('top',))"
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [("tob", "head='tob' is no module or parameter of Net; did you mean"), (("body", "tab", "top"), "is all of Net")],
+)
+def test_a_head_that_cannot_be_is_an_error(head, message):
+    with pytest.raises(SplitError, match=message):
+        split_stages(head=head).groups(towers())
+    with pytest.raises(TypeError, match="head names the modules of the head"):
+        split_stages(head=3)
+
+
+@pytest.mark.parametrize("make", [split_stages, split_blocks, split_even, split_at, split_by])
+def test_a_splitter_without_parentheses_names_the_mend(make, tiny):
+    learn = Learner(loaders(), tiny, loss_func=nn.CrossEntropyLoss(), splitter=make)
+    with pytest.raises(TypeError, match=rf"makes a splitter, and a Tiny came: write splitter={make.__name__}\("):
+        learn.create_opt()
 
 
 @pytest.mark.parametrize("build", SMALL, ids=lambda f: f.__name__)
@@ -399,6 +456,39 @@ def test_a_pattern_matches_a_whole_name_and_what_is_inside(network):
     assert [g.name for g in groups] == ["stem", "early", "late", "head"]
     assert sizes(groups) == [9_536, 673_536, 10_493_440, 513_000]
     assert list(groups[0].outermost()) == ["conv1", "bn1", "relu", "maxpool"]
+
+
+def scaled():
+    model = net(body=run(3), fc=nn.Linear(8, 2))
+    model.token, model.scale = nn.Parameter(torch.zeros(1, 1, 8)), nn.Parameter(torch.ones(()))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("splitter", "expected"),
+    [
+        (split_stages(), ["token", "scale fc"]),
+        (split_at("fc"), ["token", "scale fc"]),
+        (split_at("fc", "scale"), ["token", "fc", "scale"]),
+        (split_at("scale"), ["token fc", "scale"]),
+        (split_at("scale", "fc"), ["token", "scale", "fc"]),
+        (split_by(body="body", top="fc|token|scale"), ["", "token scale fc"]),
+        (split_by(body="body|scale", fc="fc", token="token"), ["scale", "fc", "token"]),
+        (split_stages(head=("scale",)), ["token", "fc", "scale"]),
+    ],
+    ids=repr,
+)
+def test_bare_parameters_are_early_or_late_by_shape_and_can_be_named(splitter, expected):
+    groups = splitter.groups(scaled())
+    bare = [{n.partition(".")[0] for n, _ in g.named_params()} - {"body"} for g in groups]
+    assert [b for b in bare if b] == [set(e.split()) for e in expected if e]
+
+
+def test_one_boundary_that_makes_one_group_is_an_error():
+    with pytest.raises(
+        SplitError, match=r"split_at\('body'\) makes one group of Net, .* such as 'token', 'scale', 'fc'"
+    ):
+        split_at("body").groups(scaled())
 
 
 # ---- a splitter is a value

@@ -156,9 +156,7 @@ def split_blocks(
     return Splitter("blocks", pinned=as_patterns(pinned), head=_names(head))
 
 
-def split_even(
-    n: int, *, head: str | Iterable[str] = (), pinned: str | Iterable[str] | None = None
-) -> Splitter:
+def split_even(n: int, *, head: str | Iterable[str] = (), pinned: str | Iterable[str] | None = None) -> Splitter:
     """The head alone, and before it `n - 1` groups of about equal parameter count, cut only between blocks.
 
     The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
+from ..modules import is_norm
 from .tree import Node
 
 
@@ -29,7 +30,7 @@ def late_parameters(root: Node) -> list[str]:
     found, node = [], root
     while True:
         prefix = f"{node.name}." if node.name else ""
-        if node.children and node.children != ():
+        if node.children:
             own = node.module._parameters.items()
             found += [prefix + n for n, p in own if p is not None and is_late(p, node.module)]
         inside = [c for c in node.children if c.size or c.hidden]
@@ -40,18 +41,38 @@ def late_parameters(root: Node) -> list[str]:
 
 def is_late(p: nn.Parameter, owner: nn.Module) -> bool:
     """Whether a parameter of a module with children is used behind them, by its shape."""
+    if not (p.is_floating_point() or p.is_complex()):
+        return False  # a counter, an index
     if p.numel() == 1:
         return True
+    if p.dim() == 1 and _gives(owner, p.shape[0]):
+        return False  # SSD's scale of its features, Wav2Vec2's mask, layer scale
     if p.dim() > 2 or (p.dim() == 2 and p.shape[0] == 1):
         return False
     square = p.dim() == 2 and p.shape[0] == p.shape[1]
     return square or p.shape[-1] not in _stem_widths(owner)
 
 
+def _gives(owner: nn.Module, width: int) -> bool:
+    """Whether a convolution, an embedding or a norm inside gives features of that width."""
+    for module in owner.modules():
+        widths = [getattr(module, n, None) for n in ("embedding_dim", "out_channels")]
+        widths += (
+            [p.shape[0] for _, p in module._parameters.items() if p is not None and p.dim() == 1]
+            if is_norm(module)
+            else []
+        )
+        if width in widths:
+            return True
+    return False
+
+
 def _stem_widths(owner: nn.Module) -> set[int]:
     """The widths that embeddings and convolutions among the children give."""
     kids = [c for c in owner._modules.values() if c is not None]
-    kids += [g for c in kids if len(c._modules) <= 3 for g in c._modules.values() if g is not None]  # `patch_embed.proj`
+    kids += [
+        g for c in kids if len(c._modules) <= 3 for g in c._modules.values() if g is not None
+    ]  # `patch_embed.proj`
     widths = (getattr(c, n, None) for c in kids for n in ("embedding_dim", "out_channels"))
     return {w for w in widths if isinstance(w, int)}
 

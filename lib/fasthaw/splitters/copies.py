@@ -15,7 +15,6 @@ from ..pinned import pinned_in
 from .ways import Places
 
 
-
 def beside_copies(
     model: nn.Module, leaves: Sequence[str], divide: Callable[[nn.Module, Sequence[str]], Places]
 ) -> Places:

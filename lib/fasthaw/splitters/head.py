@@ -273,7 +273,12 @@ def _with_noise_before(top: Node, heads: list[Node]) -> tuple[str, ...]:
         at = node.children.index(inner)
         chosen |= {leaf for n in node.children[at + 1 :] if not n.size for leaf in n.leaves}
         for sibling in reversed(node.children[:at]):
-            before = before and not sibling.size and not sibling.hidden and "activation" not in type(sibling.module).__module__
+            before = (
+                before
+                and not sibling.size
+                and not sibling.hidden
+                and "activation" not in type(sibling.module).__module__
+            )
             if before:
                 chosen |= set(sibling.leaves)
     return tuple(leaf for leaf in top.leaves if leaf in chosen)

@@ -19,7 +19,9 @@ from torch import nn
 from ..modules import is_norm
 from .tree import Node, Shapes
 
-_LESSER = 3  # blocks with less than a third of the body's layers are a neck: a feature pyramid has 6 on a ResNet-18's 20
+_LESSER = (
+    3  # blocks with less than a third of the body's layers are a neck: a feature pyramid has 6 on a ResNet-18's 20
+)
 _IMAGE = 4  # what reads so many channels reads an image
 
 

@@ -12,7 +12,7 @@ four of about equal size. A block is never cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -31,7 +31,7 @@ class Outline:
     stem: Cell | None
     stages: tuple[tuple[Cell, ...], ...]
     head: tuple[str, ...]
-    found: Head = Head()
+    found: Head = field(default_factory=Head)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -48,7 +48,7 @@ def outline(model: nn.Module, leaves: Sequence[str], head: Sequence[str] = ()) -
     found = find_head(whole, Shapes(whole), head)
     root = in_order(without(whole, set(found.leaves)), leaves)
     if root is None or not root.size:
-        bodies = [c for c in _hidden(root)] if root else []
+        bodies = _hidden(root) if root else []
         return Outline(whole, None, ((Cell(bodies[0], (root,)),),) if bodies else (), found.leaves, found)
     shapes = Shapes(root)
     stem, stages = _stages(_spine(root, root.size, shapes), shapes)

@@ -52,7 +52,7 @@ def by_even(model: nn.Module, leaves: Sequence[str], n: int, head: Sequence[str]
 def by_at(model: nn.Module, leaves: Sequence[str], *boundaries: str) -> Places:
     """A group from each boundary to the next; a bare parameter stands just before the boundary named after it, or last."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    bare = {n for _, n, _ in bare_parameters(model)}
+    bare = [n for _, n, _ in bare_parameters(model)]
     position = {id(modules[n]): i for i, n in enumerate(leaves)}
     begins: dict[str, int] = {}
     for name in boundaries:
