@@ -47,8 +47,8 @@ class Splitter:
     """How to divide a network; made by the functions below. Called, it returns fastai's lists of parameters.
 
     `order` names the modules without children as they run, where they are registered in another order. `pinned` are
-    patterns of parameters that never train, `()` says that none is; None: those that were off before anything was frozen. `head`
-    names the modules and parameters of the head where structure shall not look for it.
+    patterns of parameters that never train, `()` says that none is; None: those that were off before anything was frozen.
+    `head` names the modules and parameters of the head, where structure shall not look for it.
     """
 
     way: str
@@ -86,13 +86,12 @@ class Splitter:
 
     def _said_of(self, doubt: Doubt, model: nn.Module) -> str:
         """What structure does not tell, with the spelling that decides it; a warning the first time for a network."""
-        bare = replace(self, order=())
+        spelled = replace(self, order=())
         what = f"{some_of(doubt.names)} of {type(model).__name__} {'is' if len(doubt.names) == 1 else 'are'}"
-        text = (
-            f"structure does not tell whether {what} new or pretrained; taken for {'new, in the head' if doubt.taken_for_new else 'pretrained'}. "
-            f"{replace(bare, head=doubt.new)} if new"
-        )
-        text += f", {replace(bare, head=doubt.old)} if pretrained" if doubt.old else ""
+        taken = "new, in the head" if doubt.taken_for_new else "pretrained"
+        text = f"structure does not tell whether {what} new or pretrained; taken for {taken}. "
+        text += f"{replace(spelled, head=doubt.new)} if new"
+        text += f", {replace(spelled, head=doubt.old)} if pretrained" if doubt.old else ""
         text += "; split_at and split_by name any division"
         if text not in _TOLD.setdefault(model, set()):
             _TOLD[model].add(text)

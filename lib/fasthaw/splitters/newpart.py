@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..modules import is_norm
+from ..outside.torch import ConvNd
 from .tree import Node, Shapes
 
 _LESSER = (
@@ -168,7 +169,7 @@ def _complete(body: Node, shapes: Shapes) -> bool:
 def _after_own(rest: list[Node], body: Node) -> list[Node]:
     """`rest` less what the body's own class registers behind its blocks: norms, and a wide convolution with its norm."""
     while len(rest) > 1:
-        wide = isinstance(rest[0].module, nn.modules.conv._ConvNd) and rest[0].width >= (rest[0].reads or 0)
+        wide = isinstance(rest[0].module, ConvNd) and rest[0].width >= (rest[0].reads or 0)
         if is_norm(rest[0].module):
             rest = rest[1:]
         elif wide and is_norm(rest[1].module) and len(rest) > 2:
