@@ -596,6 +596,24 @@ def test_a_sample_gives_the_order_of_execution():
     assert [list(g.outermost()) for g in ordered][:2] == expected[:2]
 
 
+def test_with_a_sample_a_bare_parameter_goes_where_it_is_used():
+    class Scaled(Backwards):
+        def __init__(self):
+            super().__init__()
+            self.early, self.late = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(1, 2))
+
+        def forward(self, x):
+            return super().forward(x * self.early) * self.late
+
+    groups = split_at("layer1", "layer2", "fc").groups(Scaled(), sample=torch.zeros(2, 3, 8, 8))
+    assert [sorted({"early", "late"} & {n for n, _ in g.named_params()}) for g in groups] == [
+        ["early"],
+        [],
+        [],
+        ["late"],
+    ]
+
+
 def test_what_runs_out_of_order_is_named():
     model, x = Backwards(), torch.zeros(2, 3, 8, 8)
     order = execution_order(model, x)

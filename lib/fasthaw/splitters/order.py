@@ -7,15 +7,20 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..groups import LayerGroup, check_groups
 from ..modules import parent_name, unwrap
 from ..untouched import untouched
 from ..words import names_of, shown, wanted
+from .bare import bare_parameters
 
 
 def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
     """The names of all modules without children in the order of their first call in one forward pass of `sample`.
+
+    Parameters of modules with children (a class token, a temperature) are among them where they enter the forward.
 
     `sample` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments; tensors on
     the meta device will do for a model that is there. One that is not called by itself, as the projection inside an
@@ -41,14 +46,29 @@ def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
         for name, module in model.named_modules():
             if name:
                 module.register_forward_pre_hook(partial(_note, called, name))
-        _call(model, sample)
-    at, last = {}, -1
+        with _Uses({id(p): n for _, n, p in bare_parameters(model)}, called):
+            _call(model, sample)
+    at, last = {n: called[n] for _, n, _ in bare_parameters(model) if n in called}, -1
     for name in (n for n, m in model.named_modules() if not m._modules):
         around = name
         while around and around not in called:
             around = parent_name(around)
         last = at[name] = called[around] if around else last
     return tuple(sorted(at, key=at.__getitem__))
+
+
+class _Uses(TorchFunctionMode):
+    """Notes where bare parameters, which are in no call of a module, enter the forward."""
+
+    def __init__(self, names: Mapping[int, str], called: dict[str, int]) -> None:
+        super().__init__()
+        self.names, self.called = names, called
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        for one in tree_leaves((args, kwargs or {})):
+            if id(one) in self.names:
+                _note(self.called, self.names[id(one)])
+        return func(*args, **(kwargs or {}))
 
 
 def _note(called: dict[str, int], name: str, *_) -> None:
