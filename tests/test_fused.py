@@ -7,6 +7,7 @@ from functools import partial
 import fastai.callback.schedule  # noqa: F401 (adds fit_one_cycle)
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.optimizer import SGD, Adam, Lookahead
@@ -205,7 +206,7 @@ def test_frozen_groups_hold_no_state_and_stand_still():
 def test_a_plan_with_a_recorder_resumes_to_the_same_bits(tmp_path):
     plan = Plan(Stage(1, 1e-2, -1), Stage(2, slice(1e-4, 1e-2)))
 
-    class Stop(GroupRecorder):
+    class Stop(Callback):
         def after_epoch(self):
             if self.learn.n_epoch == 2 and self.learn.epoch == 1:
                 raise KeyboardInterrupt

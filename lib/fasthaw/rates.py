@@ -255,7 +255,7 @@ def spread(rate: Rate, deep: Sequence[bool]) -> tuple[float, ...]:
     """One rate a group, where groups that are not `deep`, as nothing of them can train, are no step of a `LayerDecay`.
 
     >>> spread(LayerDecay(1.0, decay=0.5), [True, False, True, True])
-    (0.25, 0.5, 0.5, 1.0)
+    (0.25, 0.25, 0.5, 1.0)
     """
     if not isinstance(rate, LayerDecay) or all(deep):
         return rate(len(deep))

@@ -13,7 +13,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Learner
-from fastcore.foundation import L
+from fastai.torch_core import L
 
 from ..checkpoint import set_random_state, snapshot
 from ..outside.fastai import begin_at, begin_at_the_first

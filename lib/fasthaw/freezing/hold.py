@@ -61,7 +61,10 @@ def hold_frozen(
 
 
 class HeldFrozen:
-    """What `hold_frozen` returns: holds until `release()`, then has a `report()`."""
+    """What `hold_frozen(model, groups, contract)` returns: holds until `release()`, then has a `report()`.
+
+    It is a context manager as well, which releases at the end of its block.
+    """
 
     def __init__(self, model: nn.Module, groups: tuple[LayerGroup, ...], contract: FreezeContract) -> None:
         self._model, self._groups = model, groups

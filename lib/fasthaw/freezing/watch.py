@@ -11,7 +11,7 @@ from torch import nn
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
 from ..optimizer_state import state_of
-from ..pinned import pinned_names
+from ..pinned import may_train, pinned_names
 from .contract import FreezeContract
 from .fingerprints import changed, fingerprints
 from .modes import held_groups, held_modules, keeps_flag
@@ -136,7 +136,8 @@ class Watch:
                     noisy=tuple(sorted(span.noisy)),
                     states=tuple(sorted(span.states)),
                     grads=tuple(sorted(span.grads)),
-                    pinned=tuple(pinned_names(span.group)),
+                    # What is merely off now is frozen: in a loop of one's own nothing else says what is.
+                    pinned=tuple(n for n, p in span.group.named_params() if not may_train(p, n, span.group.root)),
                 )
             )
 

@@ -124,7 +124,7 @@ def _of_learner(learn, splitter: Splitter | Callable | None) -> tuple[LayerGroup
         return (*own.groups(model), *groups_of_others(lists, _others(learn, [])))
     if splitter is not None:
         return _divided(model, own)
-    made = own(model)
+    made = own(model) if callable(own) else []
     return groups_of_lists(model, made if learn.opt is None else learn.opt.param_lists, _others(learn, made))
 
 
@@ -133,7 +133,8 @@ def beside_the_model(learn, also: Collection[str] = ()) -> dict[str, nn.Paramete
 
     With those called as in `also`, whose optimizer may not be made yet.
     """
-    made = [] if isinstance(learn.splitter, Splitter) else learn.splitter(unwrap(learn.model))
+    own = learn.splitter
+    made = [] if isinstance(own, Splitter) or not callable(own) else own(unwrap(learn.model))
     lists = made if learn.opt is None else learn.opt.param_lists
     trained = {id(p) for ps in lists if not isinstance(ps, Tensor) for p in ps}
     return {n: p for n, p in _others(learn, made).items() if id(p) in trained or n in also}

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from ..groups import LayerGroup, check_groups
 from ..modules import parent_name, unwrap
+from ..outside.torch import tree_leaves
 from ..untouched import untouched
 from ..words import names_of, shown, wanted
 from .bare import bare_parameters
