@@ -876,3 +876,19 @@ def test_a_finished_run_on_other_data_says_so(tmp_path):
 def test_widened_networks_are_told_by_their_tensors(path):
     with pytest.raises(ValueError, match=r"head\.1\.weight is \(5, 8\) here and \(4, 8\) in it"):
         fit_plan(make(net=partial(wider, 5)), PLAN, checkpoint=path)
+
+
+def test_ctrl_c_in_torchs_writer_comes_out_as_ctrl_c(tmp_path, monkeypatch):
+    """The writer's own way out raises, as it misses what was not written any more."""
+    written = checkpoint_file.Body.write
+
+    def struck(self, data):
+        if self.size > 1000:
+            self.write = lambda data: written(self, data)
+            raise KeyboardInterrupt
+        return written(self, data)
+
+    monkeypatch.setattr(checkpoint_file.Body, "write", struck)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "run.pt", {"weights": [torch.randn(2000) for _ in range(3)]})
+    assert not list(tmp_path.iterdir())

@@ -488,7 +488,8 @@ def test_a_copy_without_grad_is_a_group_by_itself_and_never_the_head(order):
 
 @pytest.mark.parametrize("save", [None, ["classifier"]])
 def test_lora_of_peft_trains_in_stages(save):
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = peft.get_peft_model(bert(), peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=save))
     if save is None:
         model.base_model.model.classifier.requires_grad_(True)

@@ -45,6 +45,12 @@ def save(path: Path, state: Mapping) -> None:
             body.write_last_line()
             os.fsync(body.file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:
+        # After Ctrl-C torch's writer ends its archive all the same, and says that pieces of it are missing.
+        interrupt = error.__context__
+        while interrupt is not None and not isinstance(interrupt, KeyboardInterrupt):
+            interrupt = interrupt.__context__
+        raise error if interrupt is None else interrupt from None
     except OSError as error:
         if error.errno not in _FULL:
             raise

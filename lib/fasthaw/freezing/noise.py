@@ -8,12 +8,14 @@ when the noise goes with its flag: what a network draws in eval mode, too, is pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..groups import LayerGroup
 from ..outside.torch import tree_leaves
+from ..undo import Undone
 from ..untouched import untouched
 from .flags import eager, few, reads_flag
 
@@ -51,14 +53,10 @@ def leaking_noise(
     noise_at = prefix.first_noise()
     if noise_at is None:
         return None
-    for name, module in reversed(
-        suspects.items()
-    ):  # the innermost first: a flag that is below may govern the same noise
-        module.training = False
-        try:
+    # The innermost first: a flag that is below may govern the same noise.
+    for name, module in reversed(suspects.items()):
+        with Undone(partial(setattr, module, "training", False), partial(setattr, module, "training", True)):
             quiet_until = prefix.first_noise()
-        finally:
-            module.training = True
         if quiet_until is None or quiet_until > noise_at:
             return name or "model"
     return None

@@ -6,7 +6,7 @@ and freezing would go to other parameters than tables show, so nothing is traine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from ..groups import UNLISTED, LayerGroup, groups_of_lists, groups_of_others
 from ..modules import unwrap
 from ..optimizer_state import torn_apart
 from ..pinned import write_down
-from ..words import some_of
+from ..words import shown, some_of
 from . import Splitter, split_stages
 
 _FUNCTION = "Give a function that makes one of the lists: opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)"
@@ -37,14 +37,16 @@ def layer_groups(
         return _divided(of, split_stages() if splitter is None else splitter)
     if _is_learner(of):
         return _of_learner(of, splitter)
-    groups = (of,) if isinstance(of, LayerGroup) else tuple(of) if isinstance(of, Iterable) else (of,)
-    if not all(isinstance(g, LayerGroup) for g in groups):
-        raise TypeError(f"a learner, a network or its layer groups are wanted; {of!r} came")
+    groups = (of,) if isinstance(of, LayerGroup) else tuple(of) if isinstance(of, Iterator) else of
+    # An array without dimensions calls itself a collection.
+    whole = isinstance(groups, Collection) and not hasattr(groups, "ndim")
+    if not whole or not all(isinstance(g, LayerGroup) for g in groups):
+        raise TypeError(f"a learner, a network or its layer groups are wanted; {shown(groups)} came")
     if splitter is not None:
         raise TypeError(
             f"{splitter} divides a learner's network or a network; layer groups came, which are divided already"
         )
-    return groups
+    return tuple(groups)
 
 
 def use_groups(learn, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:
@@ -159,7 +161,7 @@ def _divided(model: nn.Module, splitter: Splitter | Callable) -> tuple[LayerGrou
         return splitter.groups(model)
     if not callable(splitter) or isinstance(splitter, nn.Module | type):
         raise TypeError(
-            f"a splitter is wanted, such as split_stages(), or a function of the network; {splitter!r} came"
+            f"a splitter is wanted, such as split_stages(), or a function of the network; {shown(splitter)} came"
         )
     return groups_of_lists(model, splitter(model))
 
