@@ -85,13 +85,8 @@ def make(*, recurrent: bool = False):
 
 def looks(learn, folder) -> Callable:
     groups = layer_groups(learn)
-
-    def run() -> None:
-        learn.model.train()
-        leaking_noise(learn.model, groups, frozen(groups), (X,))
-        learn.model.eval()
-
-    return run
+    learn.model.train()  # what is in eval mode is not looked at
+    return partial(leaking_noise, learn.model, groups, frozen(groups), (X,))
 
 
 def orders(learn, folder) -> Callable:
