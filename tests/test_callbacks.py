@@ -657,3 +657,38 @@ def test_noise_of_a_spanning_container_is_reported_by_name_and_changes_nothing()
     assert len(runs[0][0]) == 1 and runs[0][0][0].startswith("encoder makes noise inside the frozen layers")
     assert runs[1][0] == []
     assert torch.equal(runs[0][1], runs[1][1])
+
+
+class Strikes(Callback):
+    """Ctrl-C in the second batch."""
+
+    def after_pred(self):
+        if self.training and self.iter == 1:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_fit_gives_muted_noise_back_and_stands_in_for_nothing():
+    learn = learner(lstm(), splitter=split_at("head"), cbs=FrozenEval())
+    learn.freeze()
+    rnn = next(m for m in learn.model.modules() if isinstance(m, nn.LSTM))
+    p = rnn.dropout
+    assert p > 0
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 1e-2, cbs=Strikes())
+    assert rnn.dropout == p and "_do_one_batch" not in vars(learn)
+    learn.fit(1, 1e-2)
+    assert rnn.dropout == p
+
+
+def test_an_exported_learner_is_held_again(tmp_path):
+    learn = learner(lstm(), splitter=split_at("head"), cbs=FrozenEval(), path=tmp_path)
+    learn.freeze()
+    learn.export("learn.pkl")
+    loaded = load_learner(tmp_path / "learn.pkl")
+    loaded.dls = loaders()
+    loaded.logger = learn.logger
+    before = fingerprints(layer_groups(loaded)[:1])
+    loaded.freeze()
+    loaded.fit(1, 1e-2)
+    assert not changed(before, fingerprints(layer_groups(loaded)[:1]))
+    assert vars(loaded)["all_batches"].owner is loaded

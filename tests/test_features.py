@@ -523,6 +523,7 @@ def is_clean(learn):
 def test_ctrl_c_inside_a_cached_forward_leaves_a_clean_network_in_the_block_and_after_it():
     learn = make()
     learn.freeze()
+    before = vars(learn)["all_batches"]  # FrozenEval stands around the epochs
     once = Once(lambda learn: learn.model.head.register_forward_pre_hook(interrupted), "before_batch")
     with cached_features(learn):
         with pytest.raises(KeyboardInterrupt):
@@ -530,7 +531,9 @@ def test_ctrl_c_inside_a_cached_forward_leaves_a_clean_network_in_the_block_and_
         learn.model.head._forward_pre_hooks.clear()
         assert is_clean(learn)
         learn.fit(1, 1e-2)
-    assert is_clean(learn) and "all_batches" not in vars(learn)
+    assert is_clean(learn) and vars(learn)["all_batches"] is before
+    learn.remove_cb(FrozenEval)
+    assert "all_batches" not in vars(learn)
 
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}

@@ -103,7 +103,7 @@ class Standin:
     def __init__(self, owner: object, name: str, call: Callable) -> None:
         self.owner, self.name, self.call = owner, name, call
         self.real = getattr(owner, name)
-        self._own = vars(owner).get(name)  # the object's own before; None where the class has the method
+        self.own = vars(owner).get(name)  # the object's own before; None where the class has the method
 
     def __call__(self, *args, **kwargs):
         """The call that stands in."""
@@ -114,12 +114,18 @@ class Standin:
         vars(self.owner)[self.name] = self
 
     def take_out(self) -> None:
-        """Stand in no more; nothing where somebody else stands there by now."""
-        if vars(self.owner).get(self.name) is self:
-            if self._own is None:
-                del vars(self.owner)[self.name]
-            else:
-                vars(self.owner)[self.name] = self._own
+        """Stand in no more: under another one that came later, too; nothing where this one does not stand."""
+        over, at = None, vars(self.owner).get(self.name)
+        while at is not self:
+            if not isinstance(at, Standin):
+                return
+            over, at = at, at.own
+        if over is not None:
+            over.own, over.real = self.own, self.real
+        elif self.own is None:
+            del vars(self.owner)[self.name]
+        else:
+            vars(self.owner)[self.name] = self.own
 
     def __reduce__(self) -> tuple:
         # A bound method that is copied or pickled with its owner is that of the copy.

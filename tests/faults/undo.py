@@ -113,6 +113,10 @@ def fills(learn, folder) -> Callable:
     return run
 
 
+def fits(learn, folder) -> Callable:
+    return partial(learn.fit, 3, 1e-3)
+
+
 def epochs(learn, folder) -> Callable:
     def run() -> None:
         with cached_features(learn):
@@ -152,6 +156,7 @@ class Action:
 
 
 ACTIONS = (
+    Action("a fit with FrozenEval", fits, traceless=False, recurrent=True),
     Action("a look for noise", looks, traceless=True, recurrent=True),
     Action("the order of execution", orders, traceless=True, recurrent=True),
     Action("a preview", previews, traceless=True, recurrent=True),

@@ -20,6 +20,7 @@ from ..optimizer_state import copy_slow, forget, param_lists
 from ..outside.fastai import only_validates, will_be_undone
 from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
+from ..undo import Standin, Undone
 from ..words import at_least, shown, wanted
 from .one_learner import OneLearner
 from .turns import Turns
@@ -48,6 +49,7 @@ class FrozenEval(OneLearner):
         self.turns = Turns()
         self.keeper = Keeper(contract)
         self._own: Callable[[], None] | None = None
+        self._epochs: Standin | None = None
         self._clear()
 
     def __repr__(self) -> str:
@@ -74,12 +76,12 @@ class FrozenEval(OneLearner):
             _check_rates(learn)
             check_optimizer_groups(learn, groups)
             self.turns.begin(learn)
+        self._stand_in()
         self._enforce(groups)
 
     def before_train(self) -> None:
         if self._facts() == self._known:
             self.keeper.hold(self.learn.model)  # each epoch begins with everything in train mode
-            self._step_in()
             return
         check_optimizer_groups(self.learn, layer_groups(self.learn))
         self._renew()
@@ -119,7 +121,6 @@ class FrozenEval(OneLearner):
         self._enforce(layer_groups(self.learn))
         self.keeper.hold(self.learn.model)
         self._known, self._fresh = self._facts(), True
-        self._step_in()
 
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
@@ -140,6 +141,22 @@ class FrozenEval(OneLearner):
         if self.learn.opt is not None:
             copy_slow(self.learn.opt, off)
             _tell_frozen_idx(self.learn.opt, self.keeper.frozen)
+
+    def _epoch(self) -> None:
+        """All batches of an epoch, from which a Ctrl-C or an error takes away what is there for its time."""
+        epochs = self._epochs.real
+        with Undone(self._step_in, self._step_out_of_epoch):
+            epochs()
+
+    def _step_out_of_epoch(self) -> None:
+        self.keeper.let_go()
+        self._step_out()
+
+    def _stand_in(self) -> None:
+        """Stand around the epochs of the learner, as long as this is one of its callbacks; a loaded learner has none."""
+        if not isinstance(self._epochs, Standin) or self._epochs.owner is not self.learn:
+            self._epochs = Standin(self.learn, "all_batches", self._epoch)
+            self._epochs.put_in()
 
     def _step_in(self) -> None:
         """Stand between `before_batch` and the network: only there every callback has had its word."""
@@ -173,7 +190,12 @@ class FrozenEval(OneLearner):
     def __setattr__(self, name: str, value: object) -> None:
         if name == "learn" and value is None:
             self._step_out()  # an interrupted fit does not get to `after_fit`
+            if isinstance(self._epochs, Standin):
+                self._epochs.take_out()
+            self._epochs = None
         super().__setattr__(name, value)
+        if name == "learn" and value is not None:
+            self._stand_in()
         if name == "learn" and value is not None and value.opt is None and not isinstance(value.splitter, Splitter):
             # fastai may freeze or unfreeze before the first fit, and only a splitter of ours is asked before that.
             write_down(unwrap(value.model), still_open=True)

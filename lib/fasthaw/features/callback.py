@@ -88,7 +88,7 @@ def cached_features(
     def enter() -> CachedFeatures:
         if any(isinstance(other, CachedFeatures) for other in learn.cbs):
             raise ValueError("this learner is inside cached_features already; leave that block first")
-        cb.batches = epochs.real
+        cb.batches = lambda: epochs.real()  # who stands below may leave first
         learn.add_cb(cb)
         epochs.put_in()
         return cb
