@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -892,3 +893,16 @@ def test_ctrl_c_in_torchs_writer_comes_out_as_ctrl_c(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "run.pt", {"weights": [torch.randn(2000) for _ in range(3)]})
     assert not list(tmp_path.iterdir())
+
+
+def test_counters_and_lists_that_begin_anew_are_told_once_and_by_name(tmp_path):
+    class Quiet(Callback):
+        def after_batch(self):
+            pass
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit_plan(make(), Plan(Stage(2, 1e-3)), checkpoint=tmp_path / "a.pt", cbs=[Remembers(), Quiet()])
+        fit_plan(make(), Plan(Stage(2, 1e-3)), cbs=Remembers())
+    told = [str(w.message) for w in said if "begins anew" in str(w.message)]
+    assert len(told) == 1 and told[0].startswith("Remembers.losses, Remembers.n changed")

@@ -1,13 +1,15 @@
 """What callbacks carry from one epoch to the next: kept where we know it, refused where a resume would lose it.
 
 `EarlyStopping` and `ReduceLROnPlateau` follow from the recorded values; `GradientAccumulation`'s count and the loss scale of
-mixed precision are kept. Counters and lists of other callbacks begin anew. What holds weights, generators, modules or
-optimizers of its own (an average of the weights, an anchor) would change what is trained, so it is refused by name.
+mixed precision are kept. Counters and lists of other callbacks begin anew, which a warning says. What holds weights,
+generators, modules or optimizers of its own (an average of the weights, an anchor) would change what is trained, so it is
+refused by name.
 """
 
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.digests import digest_of
 from ..modules import unwrap
+from ..words import some_of
 
 _REFUSED = {"NonNativeMixedPrecision", "GANTrainer", "FixedGANSwitcher", "AdaptiveGANSwitcher"}
 _WAYS = "a resumed run would go on without it. Leave it out, or run without a checkpoint"
@@ -64,13 +67,31 @@ class StateOfCallbacks(Callback):
     def __init__(self, learn: Learner) -> None:
         self.refused, self._begin = False, {id(cb): _state(learn, cb) for cb in _others(learn)}
         self._looked = set()
+        self._plain = {id(cb): _plain(cb) for cb in _others(learn)}
 
     def before_batch(self) -> None:
         if self.training:
             self._look("batch")
 
     def after_epoch(self) -> None:
+        first = "epoch" not in self._looked
         self._look("epoch")
+        if first:
+            self._say_what_begins_anew()
+
+    def _say_what_begins_anew(self) -> None:
+        moved = [
+            f"{type(cb).__name__}.{k}"
+            for cb in _others(self.learn)
+            for k, v in _plain(cb).items()
+            if v != self._plain.get(id(cb), {}).get(k)
+        ]
+        if moved:
+            warnings.warn(
+                f"{some_of(moved)} changed in this epoch, and no checkpoint holds it: in a resumed run it begins anew. "
+                "Where it decides how training goes on, run without a checkpoint",
+                stacklevel=3,
+            )
 
     def _look(self, when: str) -> None:
         if when in self._looked:
@@ -89,6 +110,12 @@ class StateOfCallbacks(Callback):
 
 def _others(learn: Learner) -> list[Callback]:
     return [cb for cb in learn.cbs if type(cb).__module__.partition(".")[0] not in ("fastai", "fasthaw")]
+
+
+def _plain(cb: Callback) -> dict[str, object]:
+    """The numbers and texts of a callback, and how long its lists and dictionaries are."""
+    found = {k: len(v) if isinstance(v, list | dict | set) else v for k, v in vars(cb).items()}
+    return {k: v for k, v in found.items() if isinstance(v, bool | int | float | str)}
 
 
 def _state(learn: Learner, cb: Callback) -> dict[str, str]:
