@@ -74,7 +74,7 @@ def use_groups(learn, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:
         learn.create_opt()
         if not _agree(learn.opt, groups):
             raise ValueError(f"the learner's opt_func makes other groups than those it is given. {_FUNCTION}")
-    except Exception:
+    except BaseException:
         learn.splitter, learn.opt = old, opt
         raise
     return groups
