@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import CodeType
 
 import joblib
-import numpy as np
 import torch
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
 
 from ..plan import Plan
+from ..randomness import random_state, set_random_state
+from ..undo import Undone
 from ..words import did_you_mean
 from .comparison import Comparison
 from .runs import Run, fresh, metrics_of, run_arm, signature
@@ -57,7 +56,8 @@ def compare(
     seeds, extra_dls, baseline = _seeds(seeds), dict(extra_dls or {}), _baseline(arms, baseline)
     if not callable(make_learner) or isinstance(make_learner, Learner):
         raise TypeError(f"make_learner is a function of a seed that returns a new Learner; {make_learner!r} came")
-    with _random_state_kept():
+    state = random_state()
+    with Undone(lambda: None, lambda: set_random_state(state)):
         learn = _checked_factory(make_learner, seeds)
         named = _named(metrics, learn)
         task = _task(learn, named, extra_dls)
@@ -188,14 +188,3 @@ def _parts(f: object) -> Iterator[object]:
             yield from _parts(cell.cell_contents)
     else:
         yield f
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
