@@ -19,6 +19,7 @@ from torch import Tensor
 from ..fit import fit_plan
 from ..outside.fastai import will_be_undone
 from ..plan import Plan
+from ..randomness import seed_all, where_it_stands
 
 VALID = "valid"
 _KB = 1024
@@ -94,9 +95,7 @@ def run_arm(
 
 def fresh(make_learner: Callable[[int], Learner], seed: int) -> Learner:
     """A new learner; global random states are the same before each call, so that what differs is what the factory seeds."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    seed_all(0)
     learn = make_learner(seed)
     if not isinstance(learn, Learner):
         raise TypeError(f"make_learner(seed) returns a new Learner; make_learner({seed}) returned {learn!r}")
@@ -197,7 +196,5 @@ def signature(learn: Learner) -> Sequence[object]:
         state,
         [len(dl.dataset) if hasattr(dl, "dataset") else 0 for dl in learn.dls.loaders],
         [rng.getstate() for rng in loaders if isinstance(rng, random.Random)],
-        random.getstate(),
-        np.random.get_state()[1].tobytes(),
-        torch.get_rng_state().numpy().tobytes(),
+        where_it_stands(),
     ]
