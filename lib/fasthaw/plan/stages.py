@@ -6,12 +6,15 @@ group names and the number of rates are checked by `check`, which `fit_plan` cal
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..freezing import FreezeContract, selected
-from ..freezing.selection import Which
+from ..freezing.selection import Groups, Which
 from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate, check_trains
+from ..splitters import layer_groups
 from ..tables import as_html, as_text
 from ..words import at_least, shown, wanted
 
@@ -128,6 +131,99 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return f"{as_html(*self._cells())}<p>{self._totals()}</p>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as dictionaries, lists, texts and numbers, with the version of that format.
+
+        Raises:
+            ValueError: a rate that is a function.
+
+        >>> Plan(Stage(1, 1e-2, train=-1)).to_dict()
+        {'fasthaw_plan': 1, 'stages': [{'epochs': 1, 'lr': 0.01, 'train': -1}]}
+        """
+        from . import written
+
+        return written.as_dict(self)
+
+    @classmethod
+    def from_dict(cls, plan: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` returned, equal to the one that was written.
+
+        Raises:
+            TypeError, ValueError: another format or a newer one, an unknown key, or what no `Stage` takes; names the stage.
+        """
+        from . import written
+
+        return written.plan_of(plan)
+
+    def to_yaml(self) -> str:
+        """The plan as YAML, to keep beside the code or to show with `fasthaw preview PLAN.yaml`.
+
+        Raises:
+            ValueError: a rate that is a function.
+
+        >>> print(Plan(Stage(1, 1e-2, train=-1), Stage(3, LayerDecay(1e-3))).to_yaml())
+        fasthaw_plan: 1
+        stages:
+        - epochs: 1
+          lr: 0.01
+          train: -1
+        - epochs: 3
+          lr:
+            LayerDecay:
+              lr: 0.001
+              decay: 0.3846153846153846
+              floor: 0.0
+        """
+        from . import written
+
+        return written.as_yaml(self)
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Plan:
+        """The plan in a YAML file, or in a YAML text: what `to_yaml` wrote, or somebody by hand.
+
+        Args:
+            source: a `pathlib.Path`, a text in one line that ends in .yaml or .yml, which is a path as well, or the YAML.
+
+        Raises:
+            TypeError, ValueError: no YAML, another format or a newer one, an unknown key, or what no `Stage` takes.
+            OSError: the file cannot be read.
+
+        >>> Plan.from_yaml("fasthaw_plan: 1\\nstages: [{epochs: 2, lr: 1e-3}]")
+        Plan(Stage(2, 0.001))
+        """
+        from . import written
+
+        return written.plan_of(written.read_yaml(source))
+
+    @classmethod
+    def from_finetuning_schedule(
+        cls, source: str | Path | Mapping, of: Groups, *, lr: float, epochs: int | None = None
+    ) -> Plan:
+        """The plan that a schedule of finetuning-scheduler means for these layer groups: a stage a phase.
+
+        Every phase trains what it lists and all that phases before it list, each group at the rate of its own phase. Parameter
+        names may begin with the network's attribute of the LightningModule, as there. Groups that no phase lists stay frozen.
+
+        Args:
+            source: the schedule, as a YAML file or text (see `from_yaml`) or as a mapping.
+            of: a learner, a network (divided by `split_stages()`) or layer groups.
+            lr: the rate of the first phase, which there the optimizer gives; later phases say theirs or have 1e-5.
+            epochs: how long a phase trains that has no `max_transition_epoch`.
+
+        Raises:
+            TypeError, ValueError: no such schedule, a parameter that the network does not have, a group in two phases, an
+                option that a plan has nothing for (`new_optimizer`, `new_lr_scheduler`), or a phase without an end.
+
+        >>> from torch import nn
+        >>> Plan.from_finetuning_schedule("0: {params: [model.1.*], max_transition_epoch: 2}\\n1: {params: [model.0.*]}",
+        ...                               nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), lr=1e-2, epochs=3)
+        Plan(Stage(2, PerGroup(1e-05, 0.01), train=('head',), name='phase 0'), Stage(3, PerGroup(1e-05, 0.01), name='phase 1'))
+        """
+        from .schedules import plan_of_schedule
+
+        return plan_of_schedule(source, layer_groups(of), lr, epochs)
 
     def _totals(self) -> str:
         return f"{len(self)} stages, {sum(s.epochs for s in self)} epochs"
