@@ -9,9 +9,11 @@ import argparse
 import ast
 import contextlib
 import importlib
+import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -40,6 +42,8 @@ LOADED = (
     "fastai.learner",
 )
 LOADED += ("fastai.callback.schedule", "fastai.callback.mixup", "fastai.callback.tracker", "sklearn.datasets")
+NO_TESTS = 5  # what pytest returns for a file in which there is none
+NOT_SLOW = ("-m", "not slow")
 LOG = "mutants.log"  # what the last tests said, in each copy
 # That packages are loaded already is the point here; elsewhere a warning of pytest's is an error.
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
@@ -247,7 +251,7 @@ def tests_of(path: Path, *, slow: bool) -> tuple[str, ...]:
     own = len(set(parts))
     importing = [f for f in files if parts[0] in imported(f)]
     run = dict.fromkeys([*chain(*called[:own]), *importing, *chain(*called[own:])])
-    return (str(path), *(str(f.relative_to(ROOT)) for f in run), *(() if slow else ("-m", "not slow")))
+    return (str(path), *(str(f.relative_to(ROOT)) for f in run), *(() if slow else NOT_SLOW))
 
 
 @cache
@@ -275,8 +279,8 @@ def _where() -> dict[str, str]:
     return dict(door._WHERE)
 
 
-def verdict(copy: Path, mutant: Mutant | None, tests: Sequence[str], limit: float) -> str:
-    """`killed`, `survived` or `endless`, which is seen as well; the file is as it was."""
+def verdict(copy: Path, mutant: Mutant | None, tests: Sequence[str], limit: float) -> tuple[str, float]:
+    """`killed`, `survived` or `endless`, which is seen as well, and the seconds of processor time; the file is as it was."""
     target = copy / mutant.path if mutant else None
     text = target.read_text() if target else ""
     if target and mutant:
@@ -284,9 +288,9 @@ def verdict(copy: Path, mutant: Mutant | None, tests: Sequence[str], limit: floa
     child = os.fork()
     if child == 0:
         os.setsid()  # so that what it starts ends with it
-        _run(copy, tests)
+        _run(copy, tests, math.ceil(limit))
     try:
-        return _wait(child, time.monotonic() + limit)
+        return _wait(child, time.monotonic() + 10 * limit)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
@@ -294,10 +298,11 @@ def verdict(copy: Path, mutant: Mutant | None, tests: Sequence[str], limit: floa
             target.write_text(text)
 
 
-def _run(copy: Path, tests: Sequence[str]) -> None:
-    """Runs the tests in this process and ends it, with 0 where all pass."""
+def _run(copy: Path, tests: Sequence[str], limit: int) -> None:
+    """Runs the tests in this process, a file after the other, and ends it at the first fault, with 0 where all pass."""
     code = 1
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         os.chdir(copy)
         os.environ["PYTHONPATH"] = str(copy / "lib")
         for name in [n for n in sys.modules if n.partition(".")[0] == "fasthaw"]:
@@ -305,7 +310,12 @@ def _run(copy: Path, tests: Sequence[str]) -> None:
         log = os.open(copy / LOG, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         for stream in (0, 1, 2):
             os.dup2(log, stream)
-        code = int(importlib.import_module("pytest").main([*OPTIONS, *tests]))
+        files = [t for t in tests if t.endswith(".py")]
+        codes: set[int] = set()
+        for file in files:
+            if not codes - {0, NO_TESTS}:
+                codes.add(int(importlib.import_module("pytest").main([*OPTIONS, *tests[len(files) :], file])))
+        code = max(codes - {NO_TESTS}, default=NO_TESTS)
     except BaseException:
         traceback.print_exc()
         raise
@@ -315,15 +325,17 @@ def _run(copy: Path, tests: Sequence[str]) -> None:
         os._exit(code)
 
 
-def _wait(child: int, until: float) -> str:
+def _wait(child: int, until: float) -> tuple[str, float]:
+    """The limit of a child is processor time, so that a busy machine ends none; until then it may only sleep."""
     while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done:
-            return "survived" if status == 0 else "killed"
+            endless = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+            return "endless" if endless else "killed" if status else "survived", used.ru_utime + used.ru_stime
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "endless"
+    return "endless", 0.0
 
 
 def copied(where: Path) -> Path:
@@ -345,24 +357,27 @@ def tried(mutants: Sequence[Mutant], *, workers: int, slow: bool) -> Iterator[tu
     """
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         copies = [copied(Path(folder, str(i))) for i in range(workers)]
-        seconds: dict[frozenset[str], float] = {}
-        for path in dict.fromkeys(m.path for m in mutants):
-            tests = tests_of(path, slow=slow)
-            if frozenset(tests[1:]) not in seconds:
-                start = time.monotonic()
-                if verdict(copies[0], None, tests, 1800) != "survived":  # no test at all is no pass either
-                    print((copies[0] / LOG).read_text())
-                    raise SystemExit(f"these fail without any fault: pytest {' '.join(tests)}")
-                seconds[frozenset(tests[1:])] = time.monotonic() - start
+        files = dict.fromkeys(t for m in mutants for t in tests_of(m.path, slow=slow) if t.endswith(".py"))
+        every = [*files, *(() if slow else NOT_SLOW)]
+        said, seconds = verdict(copies[0], None, every, 3600) if files else ("survived", 0.0)
+        if said != "survived":  # no test at all is no pass either
+            print((copies[0] / LOG).read_text())
+            raise SystemExit(f"these fail without any fault: pytest {' '.join(every)}")
 
         def one(mutant: Mutant) -> tuple[Mutant, str]:
             copy, tests = copies.pop(), tests_of(mutant.path, slow=slow)
             try:
-                return mutant, verdict(copy, mutant, tests, 20 + 4 * seconds[frozenset(tests[1:])])
+                return mutant, verdict(copy, mutant, tests, 60 + 2 * seconds)[0]
             finally:
                 copies.append(copy)
 
         yield from pool.map(one, mutants)
+
+
+def logged(log: Path) -> dict[str, str]:
+    """The verdict of each fault that an earlier run wrote down."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return {fault: said for said, _, fault in (line.partition("\t") for line in lines)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -374,6 +389,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--in", dest="parts", nargs="+", metavar="PART", help="folders or files of lib/fasthaw")
     parser.add_argument("--slow", action="store_true", help="ask the slow tests, too")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="write each verdict there, and try none that is there already"
+    )
     parser.add_argument("--list", action="store_true", help="print them and try none")
     args = parser.parse_args(argv)
     mutants = chosen(args)
@@ -384,8 +402,13 @@ def main(argv: Sequence[str]) -> int:
     sys.dont_write_bytecode = True  # a file that is written twice in a second looks unchanged
     for name in LOADED:
         importlib.import_module(name)
+    known = logged(args.log) if args.log else {}
     survivors = 0
-    for mutant, said in tried(mutants, workers=args.workers, slow=args.slow):
+    fresh = tried([m for m in mutants if str(m) not in known], workers=args.workers, slow=args.slow)
+    for mutant, said in chain(((m, known[str(m)]) for m in mutants if str(m) in known), fresh):
+        if args.log and str(mutant) not in known:
+            with args.log.open("a") as log:
+                print(said, mutant, sep="\t", file=log)
         if said == "survived":
             survivors += 1
             print(f"{mutant.path}:{mutant.line}: {mutant}", flush=True)

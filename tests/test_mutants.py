@@ -109,6 +109,11 @@ def test_what_a_test_does_not_see_is_named_and_what_it_sees_is_not(tmp_path):
         ["return [[n > 3 -> n >= 3]]", "return n > [[3 -> 4]]", "[[return n -> return None]]"],
         "1 of 4 mutants killed (25.0%); 3 survived",
     )
+    log = tmp_path / "verdicts"
+    log.write_text("killed\tone.py: return [[n > 3 -> n >= 3]]\n")
+    survivors, last = _said(tmp_path, "--in", "one.py", "--log", str(log))
+    assert (len(survivors), last) == (2, "2 of 4 mutants killed (50.0%); 2 survived")
+    assert len(log.read_text().splitlines()) == 4
     assert _said(tmp_path, "--changed", "main") == (
         ["[[return n -> return None]]"],
         "0 of 1 mutants killed (0.0%); 1 survived",
