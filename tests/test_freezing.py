@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fasthaw import FreezeContract, changed, fingerprints, frozen, split_at, train_only
-from fasthaw.freezing import fix_affine, held, hold, leaking_noise, let_go, own_noise, selected
+from fasthaw.freezing import fix_affine, held, hold, leaking_noise, release, makes_noise, selected
 from fasthaw.freezing.modes import held_modules
 from fasthaw.groups import groups_of_lists
 from networks import lstm, residual, vit
@@ -159,7 +159,7 @@ def test_an_rnn_gets_its_dropout_back():
     net = lstm()
     muted = hold([("rnn", net.body.rnn)])
     assert net.body.rnn.training and net.body.rnn.dropout == 0.0
-    let_go(muted)
+    release(muted)
     assert net.body.rnn.dropout == 0.4 and muted == []
 
 
@@ -175,7 +175,7 @@ def test_an_rnn_gets_its_dropout_back():
     ],
 )
 def test_known_noise_is_counted(module, expected):
-    assert own_noise(module) is expected
+    assert makes_noise(module) is expected
 
 
 def test_fingerprints_see_a_single_bit_a_buffer_and_a_dtype(tiny):

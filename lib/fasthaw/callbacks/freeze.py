@@ -63,7 +63,7 @@ class FrozenEval(OneLearner):
                 f"{len(others)} FrozenEvals on one learner: {others}. Keep one (`learn.remove_cb(FrozenEval)` takes all "
                 "away); for another contract in one stage use Stage(contract=...)"
             )
-        self.keeper.let_go()
+        self.keeper.release()
         self._clear()
         try:
             groups = layer_groups(learn)
@@ -97,10 +97,10 @@ class FrozenEval(OneLearner):
             self._renew()
 
     def after_train(self) -> None:
-        self.keeper.let_go()
+        self.keeper.release()
 
     def after_fit(self) -> None:
-        self.keeper.let_go()
+        self.keeper.release()
         if self.learn.opt is not None and not only_validates(self.learn):
             self.turns.keep_frozen()
             # Frozen all through: an optimizer that remembers it would cost memory, and carry it on once it trains again.
@@ -149,7 +149,7 @@ class FrozenEval(OneLearner):
             epochs()
 
     def _step_out_of_epoch(self) -> None:
-        self.keeper.let_go()
+        self.keeper.release()
         self._step_out()
 
     def _stand_in(self) -> None:

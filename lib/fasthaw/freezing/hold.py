@@ -110,7 +110,7 @@ class HeldFrozen:
             self._handles.pop().remove()
         for module, call in self._compiled:
             call_compiled_by(module, call)
-        self._keeper.let_go()
+        self._keeper.release()
         held = {id(m) for _, m in self._keeper.held}
         # In eval mode since: `model.eval()` was the last word, and with nothing that trains nobody can tell.
         trains = unwrap(self._model).training or id(unwrap(self._model)) in held

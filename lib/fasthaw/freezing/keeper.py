@@ -20,7 +20,7 @@ from ..pinned import keep_pinned
 from ..untouched import untouched
 from .contract import FreezeContract
 from .flags import FlagMeans, eager, few, flags_that_mean_more, reads_flag
-from .modes import held_containers, held_modules, hold, keeps_flag, let_go, mute, own_noise
+from .modes import held_containers, held_modules, hold, needs_train_mode, release, mute, makes_noise
 from .noise import leaking_noise, spanning
 from .selection import fix_affine, frozen
 
@@ -92,7 +92,7 @@ class Keeper:
 
     def hold(self, model: nn.Module) -> None:
         """Work out which modules of `model` are held now, hold them, and let go of those that no longer are."""
-        let_go(self._muted)
+        release(self._muted)
         now = held_modules(self.groups, self.contract, self.frozen)
         now += held_containers(unwrap(model), self.groups, self.contract, self.frozen)
         released = {id(m) for _, m in self.held} - {id(m) for _, m in now}
@@ -109,13 +109,13 @@ class Keeper:
 
     def _set(self) -> None:
         self._muted += hold(self.held, self.kept)
-        still = [m for _, m in self.held if not (keeps_flag(m) or id(m) in self.kept)]
+        still = [m for _, m in self.held if not (needs_train_mode(m) or id(m) in self.kept)]
         self._still = [vars(m) for m in still if "training" in vars(m)]
         self._scripted = [m for m in still if "training" not in vars(m)]  # its flag is TorchScript's
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give muted modules their own rates back."""
-        let_go(self._muted)
+        release(self._muted)
 
     def look(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """Look for flags that mean more than noise, and for noise, in `model(*args, **kwargs)`, on the side."""
@@ -175,7 +175,7 @@ class Keeper:
         known = (id(model), self.contract, self.frozen, sum(len(g.modules) for g in self.groups))
         if known not in self._noise:
             suspects = spanning(model, self.groups)
-            matters = any(own_noise(m) for m in suspects.values())
+            matters = any(makes_noise(m) for m in suspects.values())
             self._noise[known] = _attempt(
                 lambda: leaking_noise(model, self.groups, self.frozen, args, kwargs),
                 f"whether {', '.join(n or 'model' for n in suspects)} makes noise between frozen layers" * matters,

@@ -19,12 +19,12 @@ from .contract import FreezeContract, Where, held
 Muted = list[tuple[nn.Module, str, float]]
 
 
-def keeps_flag(module: nn.Module) -> bool:
+def needs_train_mode(module: nn.Module) -> bool:
     """Whether `training` is known to decide more than noise: cuDNN refuses the backward of an RNN in eval mode."""
     return isinstance(module, nn.RNNBase)
 
 
-def own_noise(module: nn.Module) -> bool:
+def makes_noise(module: nn.Module) -> bool:
     """Whether a module is known to make noise itself in training mode: for tables only, holding asks no such question."""
     name = type(module).__name__.lower()
     if "drop" in name or "stochasticdepth" in name:
@@ -71,13 +71,13 @@ def held_containers(
 
 
 def hold(modules: Iterable[tuple[str, nn.Module]], kept: Collection[int] = ()) -> Muted:
-    """Hold these modules still, in place; returns what `let_go` needs to turn muted noise on again.
+    """Hold these modules still, in place; returns what `release` needs to turn muted noise on again.
 
     `kept` are the ids of modules whose flag means more than noise: they keep it and are muted.
     """
     muted: Muted = []
     for _, module in modules:
-        if not (keeps_flag(module) or id(module) in kept):
+        if not (needs_train_mode(module) or id(module) in kept):
             module.training = False
         else:
             muted += mute(module)
@@ -85,7 +85,7 @@ def hold(modules: Iterable[tuple[str, nn.Module]], kept: Collection[int] = ()) -
 
 
 def mute(module: nn.Module) -> Muted:
-    """Set the module's own dropout rates to 0, in place; returns what `let_go` needs."""
+    """Set the module's own dropout rates to 0, in place; returns what `release` needs."""
     muted: Muted = []
     for name, value in vars(module).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value and "drop" in name:
@@ -95,7 +95,7 @@ def mute(module: nn.Module) -> Muted:
     return muted
 
 
-def let_go(muted: Muted) -> None:
+def release(muted: Muted) -> None:
     """Give modules their own dropout rates back, in place, and empty the list."""
     while muted:
         setattr(*muted.pop())

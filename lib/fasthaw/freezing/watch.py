@@ -14,7 +14,7 @@ from ..optimizer_state import state_of
 from ..pinned import may_train, pinned_names
 from .contract import FreezeContract
 from .fingerprints import changed, fingerprints
-from .modes import held_groups, held_modules, keeps_flag
+from .modes import held_groups, held_modules, needs_train_mode
 from .proof import GroupProof, Proof
 from .selection import frozen
 
@@ -105,7 +105,7 @@ class Watch:
         self.flags = [p.requires_grad for p in self.params]
         self.before = fingerprints(groups)
         modules = held_modules(groups, self.contract, states)
-        self.named_modules = [(n, m) for n, m in modules if not keeps_flag(m)]
+        self.named_modules = [(n, m) for n, m in modules if not needs_train_mode(m)]
         self.modules = [m for _, m in self.named_modules]
         wheres = self.contract.hold_stats, self.contract.hold_noise
         stats, noise = (held_groups(groups, where, states) for where in wheres)

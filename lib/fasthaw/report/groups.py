@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..freezing import FreezeContract, frozen, held, keeps_flag, own_noise, trainable
+from ..freezing import FreezeContract, frozen, held, needs_train_mode, makes_noise, trainable
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
 from ..pinned import free_params, pinned_names, said_of, wholly_pinned
@@ -165,7 +165,7 @@ def _norm(group: LayerGroup, stats_held: bool, trainable: list[nn.Parameter]) ->
 
 
 def _noise(group: LayerGroup, noise_held: bool) -> str:
-    makers = [m for m in group.modules.values() if own_noise(m)]
-    kept = sum(noise_held and keeps_flag(m) for m in group.modules.values())
+    makers = [m for m in group.modules.values() if makes_noise(m)]
+    kept = sum(noise_held and needs_train_mode(m) for m in group.modules.values())
     flags = f" ({kept} in training mode, silenced)" if kept else ""
     return f"{len(makers)} {'off' if noise_held else 'on'}{flags}" if makers or kept else "-"
