@@ -33,7 +33,7 @@ def opt_state(learn: Learner) -> dict:
             "state": [plain(opt.state.get(p, {})) for ps in opt.param_lists for p in ps],
             "hypers": plain(opt.hypers),
         }
-    return {"kind": _kind(learn.opt), "names": param_names(learn), "frozen_idx": opt.frozen_idx, "own": own, **outer}
+    return {"kind": _meaning(learn.opt), "names": param_names(learn), "frozen_idx": opt.frozen_idx, "own": own, **outer}
 
 
 def load_opt(learn: Learner, state: Mapping) -> None:
@@ -66,8 +66,8 @@ def has_trained(opt) -> bool:
 
 def check_optimizer(learn: Learner, state: Mapping) -> None:
     """Raise ValueError where the learner's optimizer is of another kind than that of `opt_state`, or in another order."""
-    if _kind(learn.opt) != state["kind"]:
-        raise ValueError(f"the optimizer is {_kind(learn.opt)}, and the checkpoint's was {state['kind']}")
+    if _meaning(learn.opt) != state["kind"]:
+        raise ValueError(f"the optimizer is {_meaning(learn.opt)}, and the checkpoint's was {state['kind']}")
     here, there = param_names(learn), state["names"]
     if len(here) != len(there):
         raise ValueError(
@@ -144,10 +144,10 @@ def _aligned(opt: Lookahead, names: list[list[str]], slow: list) -> list[tuple[s
     return [row for group in rows for row in zip(*group, strict=True)]
 
 
-def _kind(opt) -> str:
+def _meaning(opt) -> str:
     """What makes the state mean what it means: torch's class, or the steps of fastai's optimizer."""
     if isinstance(opt, Lookahead):
-        return f"Lookahead({_kind(opt.opt)})"
+        return f"Lookahead({_meaning(opt.opt)})"
     if isinstance(opt, OptimWrapper):
         return f"torch's {type(opt.opt).__name__}"
     return f"fastai's {', '.join(getattr(cb, 'func', cb).__name__ for cb in opt.cbs)}"

@@ -11,7 +11,7 @@ from ..outside.torch import compiled_from, is_compiled
 from ..splitters import Splitter
 from ..words import one_of
 from .activations import ACTIVATIONS, called_kinds, kind_of
-from .layer import AFTER_CALLS, AFTER_OUTPUT, KINDS, InsertedDropout, Watch, add, add_after_calls, remove
+from .layer import AFTER_CALLS, AFTER_OUTPUT, KINDS, InsertedDropout, WatchedForward, add, add_after_calls, take_out
 from .places import After, Place, channels_of, check_hosts, find_places
 from .probabilities import Probability, probabilities
 
@@ -81,15 +81,15 @@ def remove_dropout(model: nn.Module) -> nn.Module:
     root = unwrap(model)
     _check_not_compiled(model, root)
     for module in list(root.modules()):
-        remove(module)
+        take_out(module)
     return model
 
 
 def _watch_inside(host: nn.Module) -> None:
-    """Watch each module inside that calls activation functions itself: its calls are not its container's."""
+    """WatchedForward each module inside that calls activation functions itself: its calls are not its container's."""
     for module in host.modules():
         if (kind_of(module) or called_kinds(module)) and "forward" not in vars(module):
-            module.forward = Watch(module)
+            module.forward = WatchedForward(module)
 
 
 def _check_any(places: Sequence[Place], p_at: dict[str, float], asked: object) -> None:

@@ -59,8 +59,8 @@ def drop_output(host: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
     return child(output) if child.training else None
 
 
-class Watch:
-    """Stands in for `host.forward`: what it calls is dropped out there, and by no `Watch` around it.
+class WatchedForward:
+    """Stands in for `host.forward`: what it calls is dropped out there, and by no `WatchedForward` around it.
 
     With no `kinds` it only does the latter. Calls belong to the innermost watched forward that is running.
     """
@@ -90,7 +90,7 @@ class Watch:
 
 
 class _DropCalls(TorchFunctionMode):
-    def __init__(self, watch: Watch, child: InsertedDropout) -> None:
+    def __init__(self, watch: WatchedForward, child: InsertedDropout) -> None:
         super().__init__()
         self.watch, self.child = watch, child
 
@@ -113,13 +113,13 @@ def add_after_calls(host: nn.Module, child: InsertedDropout, kinds: frozenset[ty
     """Apply `child` to every activation of these kinds that the forward of `host` calls as a function, in place."""
     child.train(host.training)
     host.add_module(AFTER_CALLS, child)
-    host.forward = Watch(host, kinds)
+    host.forward = WatchedForward(host, kinds)
 
 
-def remove(host: nn.Module) -> None:
+def take_out(host: nn.Module) -> None:
     """Undo all of the above on one module, in place."""
     if AFTER_OUTPUT in host._modules:
         host._modules.pop(AFTER_OUTPUT).handle.remove()
     host._modules.pop(AFTER_CALLS, None)
-    if isinstance(vars(host).get("forward"), Watch):
+    if isinstance(vars(host).get("forward"), WatchedForward):
         del host.forward

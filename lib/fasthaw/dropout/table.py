@@ -153,7 +153,7 @@ class _Slot:
 
 def _slots(model: nn.Module) -> Iterator[_Slot]:
     for name, module in model.named_modules():
-        kind = _kind(module)
+        kind = _drops(module)
         held = vars(module)
         if kind is None:
             numbers = [a for a in held if _FLOAT.fullmatch(a) and _is_number(held[a])]
@@ -162,7 +162,7 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
             yield from (_Slot(name, module, a, kind) for a in _RATES if _is_number(held.get(a)))
 
 
-def _kind(module: nn.Module) -> str | None:
+def _drops(module: nn.Module) -> str | None:
     """What a dropout layer drops; `None` for what is no such layer."""
     cls = type(module).__name__
     if isinstance(module, InsertedDropout):
