@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fasthaw import FreezeContract, changed, fingerprints, frozen, split_at, train_only
-from fasthaw.freezing import fix_affine, held, hold, leaking_noise, release, makes_noise, selected
+from fasthaw.freezing import fix_affine, held, hold, leaking_noise, makes_noise, release, selected
 from fasthaw.freezing.modes import held_modules
 from fasthaw.groups import groups_of_lists
 from networks import lstm, residual, vit

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fastai.optimizer import SGD
 
-from fasthaw.rates import Computed, Flat, Geometric, LayerDecay, PerGroup, as_rate, check_trains, spread
+from fasthaw.rates import Computed, Flat, Geometric, LayerDecay, PerGroup, as_rate, check_trains, rates_for
 
 POLICIES = [
     Geometric(1e-5, 1e-3),
@@ -283,9 +283,9 @@ def test_rates_that_are_0_where_groups_train_are_refused_and_nowhere_else():
     ],
 )
 def test_a_group_of_which_nothing_can_train_is_no_depth(deep, expected):
-    assert spread(LayerDecay(1.0, decay=0.5), deep) == expected
+    assert rates_for(LayerDecay(1.0, decay=0.5), deep) == expected
 
 
 def test_every_other_policy_counts_all_groups():
     for rate in (Geometric(0.25, 1.0), PerGroup(0.25, 0.5, 1.0), Flat(1.0, body_div=10)):
-        assert spread(rate, [True, False, True]) == rate(3)
+        assert rates_for(rate, [True, False, True]) == rate(3)

@@ -14,7 +14,7 @@ from torch import nn
 from .groups import LayerGroup
 from .modules import unwrap
 from .pinned import wholly_pinned
-from .rates import RateLike, as_rate, spread
+from .rates import RateLike, as_rate, rates_for
 from .splitters import Splitter
 from .words import did_you_mean, names_of, number, shown, some_of, wanted
 
@@ -68,7 +68,7 @@ def param_groups(
     groups = splitter.groups(model)
     spared = _listed(unwrap(model)) | _matched(groups, no_decay)
     dicts = []
-    rates = spread(as_rate(rate), [not wholly_pinned(g) for g in groups])
+    rates = rates_for(as_rate(rate), [not wholly_pinned(g) for g in groups])
     for group, lr in zip(groups, rates, strict=True):
         for decay, params in _by_decay(group, spared, weight_decay).items():
             dicts.append({"params": params, "lr": lr, "weight_decay": decay, "group_name": group.name})

@@ -47,7 +47,7 @@ class Geometric(_Policy):
 
     def __post_init__(self) -> None:
         for field in ("lo", "hi"):
-            value = _checked(getattr(self, field), f"Geometric's {field}")
+            value = _a_rate(getattr(self, field), f"Geometric's {field}")
             if value == 0:
                 raise ValueError(
                     f"Geometric's {field} is 0, and a geometric run cannot start or end there. Freeze the groups that "
@@ -89,7 +89,7 @@ class LayerDecay(_Policy):
 
     def __post_init__(self) -> None:
         for field in ("lr", "decay", "floor"):
-            object.__setattr__(self, field, _checked(getattr(self, field), f"LayerDecay's {field}"))
+            object.__setattr__(self, field, _a_rate(getattr(self, field), f"LayerDecay's {field}"))
         if not 0 < self.decay <= 1:
             raise ValueError(f"LayerDecay's decay is a factor in (0, 1], 1 for equal rates; got {self.decay}")
         if self.floor > self.lr:
@@ -118,7 +118,7 @@ class PerGroup(_Policy):
     def __init__(self, *lrs: float) -> None:
         if not lrs:
             raise ValueError("PerGroup takes one rate a group and got none: PerGroup(1e-5, 1e-4, 1e-3)")
-        object.__setattr__(self, "lrs", tuple(_checked(lr, f"PerGroup's rate {i}") for i, lr in enumerate(lrs)))
+        object.__setattr__(self, "lrs", tuple(_a_rate(lr, f"PerGroup's rate {i}") for i, lr in enumerate(lrs)))
 
     def __call__(self, n_groups: int) -> tuple[float, ...]:
         """The rates as given; raises ValueError when there are not `n_groups` of them."""
@@ -149,7 +149,7 @@ class Flat(_Policy):
 
     def __post_init__(self) -> None:
         for field in ("lr", "body_div"):
-            object.__setattr__(self, field, _checked(getattr(self, field), f"Flat's {field}"))
+            object.__setattr__(self, field, _a_rate(getattr(self, field), f"Flat's {field}"))
         if self.body_div < 1:
             raise ValueError(f"Flat's body_div divides the rate of the head, so it is at least 1; got {self.body_div}")
 
@@ -174,7 +174,7 @@ class Computed:
     def __post_init__(self) -> None:
         if not callable(self.function) or isinstance(self.function, type):
             raise TypeError(f"a function of the number of groups is wanted; {shown(self.function)} came")
-        object.__setattr__(self, "factor", _checked(self.factor, f"the factor of {_name(self.function)}"))
+        object.__setattr__(self, "factor", _a_rate(self.factor, f"the factor of {_name(self.function)}"))
 
     def __call__(self, n_groups: int) -> tuple[float, ...]:
         """What the function returns, checked: `n_groups` numbers, finite and not negative."""
@@ -185,7 +185,7 @@ class Computed:
             raise TypeError(f"the policy {self} cannot be called with the number of groups, {n}: {error}") from error
         if not isinstance(came, Iterable) or isinstance(came, str | bytes | Set):
             raise TypeError(f"the policy {self} returns a list with one number a group; {shown(came)} came")
-        rates = tuple(_checked(r, f"rate {i} of {self}") * self.factor for i, r in enumerate(came))
+        rates = tuple(_a_rate(r, f"rate {i} of {self}") * self.factor for i, r in enumerate(came))
         if len(rates) != n:
             raise ValueError(f"the policy {self} gave {len(rates)} numbers for {n} layer groups; it gives one a group")
         return rates
@@ -251,10 +251,10 @@ def check_trains(names: Sequence[str], trains: Sequence[bool], rates: Sequence[f
         )
 
 
-def spread(rate: Rate, deep: Sequence[bool]) -> tuple[float, ...]:
+def rates_for(rate: Rate, deep: Sequence[bool]) -> tuple[float, ...]:
     """One rate a group, where groups that are not `deep`, as nothing of them can train, are no step of a `LayerDecay`.
 
-    >>> spread(LayerDecay(1.0, decay=0.5), [True, False, True, True])
+    >>> rates_for(LayerDecay(1.0, decay=0.5), [True, False, True, True])
     (0.25, 0.25, 0.5, 1.0)
     """
     if not isinstance(rate, LayerDecay) or all(deep):
@@ -263,7 +263,7 @@ def spread(rate: Rate, deep: Sequence[bool]) -> tuple[float, ...]:
     return tuple(by_distance[sum(deep[i + 1 :])] for i in range(len(deep)))
 
 
-def _checked(value: object, what: str) -> float:
+def _a_rate(value: object, what: str) -> float:
     """`value` as a plain float: `torch.load(weights_only=True)` refuses numpy's in an optimizer state."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{what} is one real number; got {shown(value)} ({type(value).__name__})")

@@ -72,7 +72,7 @@ def load(path: Path) -> dict:
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
-        form = _checked(path, file)
+        form = _format_of(path, file)
         if form != FORMAT:
             raise _refusal(path, f"has format {form}, and this fasthaw reads format {FORMAT}")
         file.seek(0)
@@ -143,7 +143,7 @@ def _last_line(form: int, size: int, digest) -> bytes:
     return b"\nfasthaw checkpoint, %s, blake2b %s\n" % (said, digest.hexdigest().encode())
 
 
-def _checked(path: Path, file: BinaryIO) -> int:
+def _format_of(path: Path, file: BinaryIO) -> int:
     """The format of a file that is whole."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)

@@ -24,7 +24,7 @@ from ..freezing import FreezeContract, selected, trainable
 from ..modules import unwrap
 from ..pinned import can_train, pinned_names, said_of, wholly_pinned
 from ..plan import Plan, check
-from ..rates import spread
+from ..rates import rates_for
 from ..report.plots import plot_lanes, strips
 from ..splitters import check_optimizer_groups, layer_groups
 from ..tables import as_html, as_text
@@ -125,7 +125,7 @@ def preview(plan: Plan, learn: Learner) -> Preview:
     for i, stage in enumerate(plan, 1):
         trains = selected(names, stage.train)
         trains = tuple(t and not p for t, p in zip(trains, pinned, strict=True))
-        highest, steps = spread(stage.lr, [not p for p in pinned]), stage.epochs * n_batches
+        highest, steps = rates_for(stage.lr, [not p for p in pinned]), stage.epochs * n_batches
         params = {
             n: p for g, t in zip(groups, trains, strict=True) for n, p in trainable(g, t, stage.contract or own).items()
         }

@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from ..freezing import frozen
 from ..groups import UNLISTED
 from ..pinned import wholly_pinned
-from ..rates import RateLike, as_rate, check_trains, spread
+from ..rates import RateLike, as_rate, check_trains, rates_for
 from ..splitters import check_optimizer_groups, layer_groups
 from ..words import wanted
 
@@ -31,7 +31,7 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
     groups = layer_groups(learn)
     check_optimizer_groups(learn, groups)
     groups = [g for g in groups if g.name != UNLISTED]
-    rates = spread(as_rate(rate), [not wholly_pinned(g) for g in groups])
+    rates = rates_for(as_rate(rate), [not wholly_pinned(g) for g in groups])
     check_trains([g.name for g in groups], [not f for f in frozen(groups)], rates)
     if any(a > b for a, b in pairwise(rates)):
         shown = ", ".join(f"{n} {r:.2g}" for n, r in zip([g.name for g in groups], rates, strict=True))

@@ -15,9 +15,9 @@ from .keeper import Keeper as Keeper
 from .modes import held_groups as held_groups
 from .modes import held_modules as held_modules
 from .modes import hold as hold
+from .modes import makes_noise as makes_noise
 from .modes import needs_train_mode as needs_train_mode
 from .modes import release as release
-from .modes import makes_noise as makes_noise
 from .noise import leaking_noise as leaking_noise
 from .proof import GroupProof as GroupProof
 from .proof import Proof as Proof

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ..modules import is_norm
 from ..outside.torch import tree_flatten, tree_leaves, tree_map
 from ..untouched import untouched
-from .modes import needs_train_mode, mute, makes_noise
+from .modes import makes_noise, mute, needs_train_mode
 
 # Fused eval-mode kernels (nn.TransformerEncoderLayer) round otherwise: some 1e-6 of the largest value.
 _ROUNDING = 1e-3
@@ -72,7 +72,11 @@ def reads_flag(module: nn.Module) -> bool:
 
     What no code reads cannot differ, so most networks need not be tried at all.
     """
-    if is_norm(module) or needs_train_mode(module) or (makes_noise(module) and not module._modules and not module._parameters):
+    if (
+        is_norm(module)
+        or needs_train_mode(module)
+        or (makes_noise(module) and not module._modules and not module._parameters)
+    ):
         return False
     own = [f for f in vars(module).values() if isinstance(f, types.FunctionType | types.MethodType)]
     return (

@@ -20,7 +20,7 @@ from ..pinned import keep_pinned
 from ..untouched import untouched
 from .contract import FreezeContract
 from .flags import FlagMeans, eager, few, flags_that_mean_more, reads_flag
-from .modes import held_containers, held_modules, hold, needs_train_mode, release, mute, makes_noise
+from .modes import held_containers, held_modules, hold, makes_noise, mute, needs_train_mode, release
 from .noise import leaking_noise, spanning
 from .selection import fix_affine, frozen
 

@@ -68,7 +68,7 @@ class Stage:
         fields = {
             "epochs": at_least(1, epochs, "the epochs of a stage are how long it trains"),
             "lr": as_rate(lr),
-            "train": _checked(train),
+            "train": _one_spelling(train),
             "name": name,
             "contract": contract,
             "cache": cache,
@@ -237,7 +237,7 @@ class Plan:
             "lr": [_short(s.lr) for s in self],
         }
         if any(s.contract for s in self):
-            columns["contract"] = [_contract(s) for s in self]
+            columns["contract"] = [_contract_in_words(s) for s in self]
         if any(s.cache for s in self):
             columns["cache"] = ["auto" if s.cache == "auto" else "yes" if s.cache else "-" for s in self]
         return tuple(columns), list(zip(*columns.values(), strict=True))
@@ -271,7 +271,7 @@ def check(plan: Plan, names: Sequence[str], pinned: Collection[str] = ()) -> Non
             )
 
 
-def _checked(which: Which) -> Which:
+def _one_spelling(which: Which) -> Which:
     """One spelling for each meaning; what group names there are is checked later."""
     if isinstance(which, int) and not isinstance(which, bool):
         if abs(which) > _MOST:
@@ -309,6 +309,6 @@ def _words(which: Which) -> str:
     return which if isinstance(which, str) else ", ".join(which)
 
 
-def _contract(stage: Stage) -> str:
+def _contract_in_words(stage: Stage) -> str:
     c = stage.contract
     return "learner's" if c is None else f"{c.norm_affine} / {c.hold_stats} / {c.hold_noise}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..freezing import FreezeContract, frozen, held, needs_train_mode, makes_noise, trainable
+from ..freezing import FreezeContract, frozen, held, makes_noise, needs_train_mode, trainable
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
 from ..pinned import free_params, pinned_names, said_of, wholly_pinned
