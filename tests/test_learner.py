@@ -26,7 +26,7 @@ from conftest import Tiny
 from fasthaw.callbacks import FrozenEval
 from fasthaw.freezing import FreezeContract, changed, fingerprints, frozen
 from fasthaw.learner import transfer_learner
-from fasthaw.learner.archs import load
+from fasthaw.learner.archs import load_arch
 from fasthaw.splitters import layer_groups, split_at
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -183,7 +183,7 @@ class TestNormalize:
 
     def test_they_are_those_of_these_very_weights(self, offline):
         with torch.device("meta"):
-            stats = [load(n, "DEFAULT", {})[1] for n in ("efficientnet_v2_s", "efficientnet_v2_l")]
+            stats = [load_arch(n, "DEFAULT", {})[1] for n in ("efficientnet_v2_s", "efficientnet_v2_l")]
         assert stats == [tuple(map(tuple, IMAGENET)), tuple(map(tuple, HALF))]
 
     def test_new_networks_and_false_add_none(self, offline):
@@ -377,6 +377,6 @@ def test_an_option_of_the_builder_of_what_it_calls_or_of_its_class_is_taken(arch
     ],
 )
 def test_an_argument_that_means_nothing_is_refused_before_a_network_is_built(options, error, message, monkeypatch):
-    monkeypatch.setattr("fasthaw.learner.load", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr("fasthaw.learner.load_arch", lambda *_: pytest.fail("a network was built"))
     with pytest.raises(error, match=re.escape(message)):
         transfer("resnet18", weights=None, **options)

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import torch
 
-from .plain import plain
+from .plain import plain_values
 
 FORMAT = 2
 # The first key of the state, so that it stands in the first bytes of the file: a file cut short is still known for ours.
@@ -41,7 +41,7 @@ def save(path: Path, state: Mapping) -> None:
     body = Body()
     try:
         with open(temporary, "xb") as body.file:
-            torch.save({_MARK: FORMAT, "parts": {}, **plain(state, copy=False)}, body)
+            torch.save({_MARK: FORMAT, "parts": {}, **plain_values(state, copy=False)}, body)
             body.write_last_line()
             os.fsync(body.file.fileno())
         os.replace(temporary, path)

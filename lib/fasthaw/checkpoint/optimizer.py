@@ -10,7 +10,7 @@ from fastai.optimizer import Lookahead, OptimWrapper
 from torch import Tensor
 
 from ..modules import unwrap
-from .plain import plain
+from .plain import plain_values
 
 
 def param_names(learn: Learner) -> list[list[str]]:
@@ -24,14 +24,14 @@ def opt_state(learn: Learner) -> dict:
     """State and hyper-parameters of the learner's optimizer, with the names of its parameters."""
     opt, outer = learn.opt, {}
     while isinstance(opt, Lookahead):
-        outer = {"count": opt.count, "slow_weights": plain(opt.slow_weights)}
+        outer = {"count": opt.count, "slow_weights": plain_values(opt.slow_weights)}
         opt = opt.opt
     if isinstance(opt, OptimWrapper):
-        own = plain(opt.opt.state_dict())
+        own = plain_values(opt.opt.state_dict())
     else:
         own = {
-            "state": [plain(opt.state.get(p, {})) for ps in opt.param_lists for p in ps],
-            "hypers": plain(opt.hypers),
+            "state": [plain_values(opt.state.get(p, {})) for ps in opt.param_lists for p in ps],
+            "hypers": plain_values(opt.hypers),
         }
     return {"kind": _meaning(learn.opt), "names": param_names(learn), "frozen_idx": opt.frozen_idx, "own": own, **outer}
 

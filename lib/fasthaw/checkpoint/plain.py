@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 
-def plain(value, *, copy: bool = True):
+def plain_values(value, *, copy: bool = True):
     """A copy of tensors, numbers, texts and containers of them, with torch's, Python's and no other types.
 
     With `copy=False` tensors in main memory are not copied.
@@ -21,11 +21,11 @@ def plain(value, *, copy: bool = True):
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        return {k: plain(v, copy=copy) for k, v in value.items()}
+        return {k: plain_values(v, copy=copy) for k, v in value.items()}
     if isinstance(value, tuple):
-        return tuple(plain(v, copy=copy) for v in value)
+        return tuple(plain_values(v, copy=copy) for v in value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Iterable):
-        return [plain(v, copy=copy) for v in value]
+        return [plain_values(v, copy=copy) for v in value]
     raise TypeError(f"a checkpoint holds tensors, numbers and texts; {value!r} ({type(value).__name__}) came")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..modules import unwrap
 from ..splitters import beside_the_model
 from .optimizer import check_optimizer, load_opt, opt_state
-from .plain import plain
+from .plain import plain_values
 from .randomness import check_random_state, random_state, set_random_state
 
 
@@ -27,9 +27,9 @@ def snapshot(learn: Learner) -> dict:
     """
     params = _params(learn)
     return {
-        "model": plain({**params, **dict(unwrap(learn.model).named_buffers())}),
+        "model": plain_values({**params, **dict(unwrap(learn.model).named_buffers())}),
         # Between two batches gradients are None or zeros, so zeros are told by None and not stored.
-        "grads": {n: plain(p.grad) if p.grad.any() else None for n, p in params.items() if p.grad is not None},
+        "grads": {n: plain_values(p.grad) if p.grad.any() else None for n, p in params.items() if p.grad is not None},
         "opt": None if learn.opt is None else opt_state(learn),
         "random": random_state(learn),
     }

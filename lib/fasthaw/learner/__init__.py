@@ -24,7 +24,7 @@ from ..callbacks import FrozenEval, given
 from ..freezing import FreezeContract
 from ..splitters import Splitter, split_stages
 from ..words import at_least, wanted
-from .archs import Arch, Stats, load
+from .archs import Arch, Stats, load_arch
 from .checks import check_handed_on, check_statistics
 from .classifier import Head, check_head, drop_aux, fastai_head, with_classifier
 
@@ -94,7 +94,7 @@ def transfer_learner(
     if not n_out:
         raise ValueError("how many classes there are is not known from the data; pass n_out=")
     cbs = _with_frozen_eval(cbs, contract)
-    model, stats = load(arch, weights, options, inspect.signature(transfer_learner).parameters)
+    model, stats = load_arch(arch, weights, options, inspect.signature(transfer_learner).parameters)
     if normalize is not False:
         _normalize(dls, stats if normalize is True else normalize, model, pretrained=weights is not None)
     learn = Learner(dls, with_classifier(model, n_out, head), cbs=cbs, **handed_on)

@@ -23,7 +23,7 @@ _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NO_CLASSIFIERS = ("detection", "segmentation", "optical_flow", "quantization")
 
 
-def load(
+def load_arch(
     arch: Arch, weights: str | WeightsEnum | None, options: dict, own: Iterable[str] = ()
 ) -> tuple[nn.Module, Stats | None]:
     """The network with its weights, and the mean and standard deviation they were trained with, where these are known.
