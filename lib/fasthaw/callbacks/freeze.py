@@ -241,7 +241,7 @@ class UnfreezeAt(OneLearner):
                 f"UnfreezeAt's epoch {shown(min(late))} is never reached: this fit has {self.learn.n_epoch} epochs, counted "
                 "from 0. Train longer, or leave the epoch out"
             )
-        # A fit that is taken up begins at a later epoch than 0, in what was selected last.
+        # A fit that is resumed begins at a later epoch than 0, in what was selected last.
         due = [epoch for epoch in self.epochs if epoch <= self.learn.epoch]
         if due:
             self._select(self.epochs[max(due)])

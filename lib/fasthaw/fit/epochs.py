@@ -1,7 +1,7 @@
-"""Callbacks of a plan's run: stop at a non-finite loss, keep the last good epoch, take up a fit where it stopped.
+"""Callbacks of a plan's run: stop at a non-finite loss, keep the last good epoch, resume a fit where it stopped.
 
 fastai's `start_epoch` fires the events of the epochs that it skips, and callbacks act on them again: here those epochs do
-not happen (`epochs_from`), and what has to know of them is told (`TakeUp`).
+not happen (`epochs_from`), and what has to know of them is told (`ResumedHistory`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class AtEpoch(Callback):
         self.learn.pct_train = self.start / self.learn.n_epoch
 
 
-class TakeUp(Callback):
+class ResumedHistory(Callback):
     """Tell recorder, loggers and trackers of the epochs before, and give callbacks what they carried on from them."""
 
     order = 1000  # after each of them has begun its fit

@@ -56,7 +56,7 @@ class RunRecord:
         return f"{as_html(*self._cells())}<p>{self.summary()}</p>"
 
     def summary(self) -> str:
-        """The totals, what did not hold, and where the run was taken up again."""
+        """The totals, what did not hold, and where the run was resumed."""
         total = f"{sum(s.epochs for s in self.stages)} epochs in {sum(s.seconds for s in self.stages):.1f} s."
         broken = [f"{s.name}: {s.proof.verdict()}" for s in self.stages if not s.proof.holds]
         pinned = said_of(tuple(dict.fromkeys(n for s in self.stages for n in s.proof.pinned)))

@@ -38,7 +38,7 @@ from ..splitters import check_optimizer_groups, layer_groups
 from ..undo import Undone
 from ..words import shown, wanted
 from .carried import StateOfCallbacks, carried, check_callbacks
-from .epochs import AtEpoch, KeepEpochs, SameRandomNumbers, StopAtNonFinite, TakeUp, epoch_values, epochs_from
+from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
 from .rates import lrs
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
@@ -67,8 +67,8 @@ def fit_plan(
     callbacks for the time of the run.
 
     With `checkpoint`, a file or an existing directory, the state after each epoch is written there, and the same call goes
-    on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A run
-    taken up again ends in the same bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or
+    on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A
+    resumed run ends in the same bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or
     the data loaders, and kernels are deterministic. Epochs of before do not happen again: no callback sees them, but loggers
     get their rows, and `EarlyStopping` and `ReduceLROnPlateau` their values. Counters of other callbacks begin anew; a
     callback that keeps weights or random generators of its own is refused with a checkpoint. Only fastai's running mean,
@@ -101,13 +101,13 @@ def fit_plan(
             stack.enter_context(only_writer(path))
         if path is not None and resume is False:
             check_replaceable(path)
-        holder, proof = stack.enter_context(_callbacks(learn, cbs))
-        run, logger = _begun(learn, plan, path, holder, resume), learn.logger
+        frozen_eval, proof = stack.enter_context(_callbacks(learn, cbs))
+        run, logger = _begun(learn, plan, path, frozen_eval, resume), learn.logger
         try:
             while run.stage < len(plan):
-                run.run_stage(plan.stages[run.stage], holder, proof)
+                run.run_stage(plan.stages[run.stage], frozen_eval, proof)
         except BaseException:
-            _tidy(learn, holder, logger)
+            _tidy(learn, frozen_eval, logger)
             raise
     if path is not None:
         _finished.add(learn)
@@ -119,7 +119,7 @@ def listed_groups(learn: Learner) -> list[LayerGroup]:
     return [g for g in layer_groups(learn) if g.name != UNLISTED]
 
 
-def _begun(learn: Learner, plan: Plan, path: Path | None, holder: FrozenEval, resume: bool | str) -> _Run:
+def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEval, resume: bool | str) -> _Run:
     """A run at its start, or where its checkpoint was written; after a refusal the learner has the optimizer it had."""
     opt, lr = learn.opt, learn.lr
     try:
@@ -131,11 +131,11 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, holder: FrozenEval, re
                 f"fit_one_cycle schedules momentum, and {type(learn.opt).__name__} has none called 'mom'; use an optimizer "
                 "with momentum, such as fastai's Adam"
             )
-        run = _Run(learn, plan, path, holder.contract)
+        run = _Run(learn, plan, path, frozen_eval.contract)
         if path is not None:
             check_callbacks(learn)
         if resume and path is not None and path.exists():
-            run.take_up(learn.cbs, anyway=resume == "anyway")
+            run.resume(learn.cbs, anyway=resume == "anyway")
         else:
             run.keep(snapshot(learn), epoch=0)
     except BaseException:
@@ -159,7 +159,7 @@ class _Run:
         self.same = None if path is None else SameRun(learn, plan, names, contract)
         self.watch = None if path is None else StateOfCallbacks(learn)
 
-    def take_up(self, cbs: Sequence[Callback], *, anyway: bool) -> None:
+    def resume(self, cbs: Sequence[Callback], *, anyway: bool) -> None:
         """Go to where the checkpoint was written."""
         saved = load(self.path)
         differences = self.same.differences(saved["run"])
@@ -218,12 +218,12 @@ class _Run:
                 "take the finished weights"
             )
 
-    def run_stage(self, stage: Stage, holder: FrozenEval, proof: FreezeProof) -> None:
+    def run_stage(self, stage: Stage, frozen_eval: FrozenEval, proof: FreezeProof) -> None:
         """Train the stage from where the run is, and go to the next one."""
         learn, groups = self.learn, listed_groups(self.learn)
         train_only(groups, stage.train)
-        guard, own, self.begun = StopAtNonFinite(), holder.contract, time.perf_counter()
-        holder.contract = stage.contract or own
+        guard, own, self.begun = StopAtNonFinite(), frozen_eval.contract, time.perf_counter()
+        frozen_eval.contract = stage.contract or own
         skips = nullcontext()
         if self.epoch:
             skips = epochs_from(learn, self.epoch)
@@ -237,7 +237,7 @@ class _Run:
                 put_back(learn, self.last)
             raise
         finally:
-            holder.contract = own
+            frozen_eval.contract = own
         _plain_hypers(learn.opt)
         if guard.found:
             self._fail(stage, guard.found)
@@ -248,7 +248,7 @@ class _Run:
         self.keep(snapshot(learn), epoch=0)
 
     def _followers(self) -> list[Callback]:
-        """What keeps each epoch, and takes the fit up where the run is inside a stage."""
+        """What keeps each epoch, and resumes the fit where the run is inside a stage."""
 
         def epoch_done(state: dict, done: int) -> None:
             self._note()
@@ -258,7 +258,7 @@ class _Run:
         if self.watch is not None:
             cbs.append(self.watch)
         if self.epoch:
-            cbs += [AtEpoch(self.epoch), TakeUp(tuple(self.history), self.carried)]
+            cbs += [AtEpoch(self.epoch), ResumedHistory(tuple(self.history), self.carried)]
             cbs.append(SameRandomNumbers(self.last["random"]))
         return cbs
 
@@ -346,9 +346,9 @@ def _plain_hypers(opt) -> None:
         opt.set_hyper(key, [float(h[key]) for h in opt.hypers])
 
 
-def _tidy(learn: Learner, holder: FrozenEval, logger: Callable) -> None:
+def _tidy(learn: Learner, frozen_eval: FrozenEval, logger: Callable) -> None:
     """Put in order what a fit leaves behind that did not get to its end: gradients of half a step, muted noise, the log."""
     learn.opt.zero_grad()
-    holder.after_fit()
+    frozen_eval.after_fit()
     learn.logger = logger
     learn._end_cleanup()

@@ -1,4 +1,4 @@
-"""What a run is: its plan, data, network, loss and settings, so that a checkpoint is not taken up by another one.
+"""What a run is: its plan, data, network, loss and settings, so that another one is not resumed from a checkpoint.
 
 It is looked at once, before the fit, and written into the checkpoint. After the first epoch it is looked at again: what
 has moved by itself is the state of an object (a counter, the last draw of a transform), not what the run is, and is left

@@ -26,7 +26,7 @@ from ..splitters import Splitter, split_stages
 from ..words import at_least, wanted
 from .archs import Arch, Stats, load_arch
 from .checks import check_handed_on, check_statistics
-from .classifier import Head, check_head, drop_aux, fastai_head, with_classifier
+from .classifier import HeadLike, check_head, drop_aux, fastai_head, with_classifier
 
 __all__ = ["transfer_learner", "with_classifier", "fastai_head", "drop_aux"]
 
@@ -40,7 +40,7 @@ def transfer_learner(
     contract: FreezeContract = FreezeContract(),  # noqa: B008 (a frozen value)
     cbs: Callback | Sequence[Callback] | None = None,
     *,
-    head: Head = "linear",
+    head: HeadLike = "linear",
     normalize: bool | Stats = True,
     loss_func: Callable | None = None,
     opt_func: Callable = Adam,

@@ -16,10 +16,10 @@ from torch import nn
 from ..modules import parent_name, set_module
 from ..words import shown, wanted
 
-Head: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
+HeadLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 
 
-def with_classifier(model: nn.Module, n_out: int, head: Head = "linear") -> nn.Module:
+def with_classifier(model: nn.Module, n_out: int, head: HeadLike = "linear") -> nn.Module:
     """`model`, uncut, for `n_out` classes, changed in place; GoogLeNet and Inception lose their auxiliary classifiers.
 
     `head="linear"` puts a new layer where the old one was, so that no name changes. Any other head comes after the
@@ -37,7 +37,7 @@ def with_classifier(model: nn.Module, n_out: int, head: Head = "linear") -> nn.M
     return nn.Sequential(model, (fastai_head if head == "fastai" else head)(n_features, n_out))
 
 
-def check_head(head: Head) -> None:
+def check_head(head: HeadLike) -> None:
     """Raises ValueError for what is no head: a word, a module, or a function."""
     if isinstance(head, type) or not (callable(head) or (isinstance(head, str) and head in ("linear", "fastai"))):
         raise ValueError(
