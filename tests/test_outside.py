@@ -22,11 +22,10 @@ from fastai.optimizer import Adam, Lookahead, OptimWrapper
 from fastai.torch_core import trainable_params
 from fastprogress.fastprogress import master_bar, progress_bar
 from torch import nn
-from torchvision.models import detection
 
 from data import learner, loaders
+from fasthaw.outside import by_name
 from fasthaw.outside import fastai as of_fastai
-from fasthaw.outside import names
 from fasthaw.outside import python as of_python
 from fasthaw.outside import torch as of_torch
 from fasthaw.outside import torchvision as of_torchvision
@@ -43,7 +42,7 @@ def public(module: ModuleType) -> set[str]:
     return {n for n in {*defined, *getattr(module, "__all__", ())} if not n.startswith("_")}
 
 
-@pytest.mark.parametrize("module", [of_torch, of_python, of_fastai, names, of_torchvision], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [of_torch, of_python, of_fastai, by_name, of_torchvision], ids=lambda m: m.__name__)
 def test_each_has_a_test(module):
     tests = Path(__file__).read_text()
     alias = next(name for name, value in globals().items() if value is module)
@@ -174,17 +173,6 @@ def test_writing_to_one_number_shared_by_many_is_told_apart():
     assert of_torch.writes_to_shared_memory(shared.value) and not of_torch.writes_to_shared_memory(other.value)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_of_a_torch_loader_draws_one_seed(shuffle):
-    """Shuffling draws another number, for the sampler, after it."""
-    torch.manual_seed(0)
-    iter(torch.utils.data.DataLoader(range(3), shuffle=shuffle))
-    after = torch.get_rng_state()
-    torch.manual_seed(0)
-    of_torch.draw_the_seed_of_an_epoch()
-    assert torch.equal(torch.get_rng_state(), after)
-
-
 # Python
 
 
@@ -278,9 +266,36 @@ def test_lr_find_goes_by_its_name(learn):
     assert asks.said == [False, True] and LRFinder().name == of_fastai.LR_FINDER
 
 
+def test_a_batch_is_run_between_the_callbacks_and_the_network(learn):
+    seen = []
+
+    class Prepares(Callback):
+        def before_batch(self):
+            seen.append("prepared")
+
+    def call():
+        seen.append("run")
+        of_fastai.run_batch(learn)
+
+    learn.model.register_forward_pre_hook(lambda *_: seen.append("called"))
+    assert of_fastai.who_runs_batches(learn) is None
+    of_fastai.let_run_batches(learn, call)
+    assert of_fastai.who_runs_batches(learn) is call
+    learn.fit(1, 1e-3, cbs=Prepares())
+    assert seen[:3] == ["prepared", "run", "called"]
+    of_fastai.let_run_batches(learn, None)
+    learn.fit(1, 1e-3)
+    assert (
+        of_fastai.who_runs_batches(learn) is None
+        and seen[-1] == "called"
+        and seen.count("run") * 2 == seen.count("called")
+    )
+
+
 def test_optimizers_say_what_clearing_keeps(learn):
     learn.create_opt()
-    assert {*of_fastai.kept_on_clear(learn.opt)} == {"force_train", "do_wd"}
+    assert by_name.kept_on_clear(learn.opt) == {"force_train", "do_wd"}
+    assert not by_name.kept_on_clear(torch.optim.SGD(learn.model.parameters()))
 
 
 def test_a_fit_that_begins_later_fires_no_event_of_the_epochs_before(learn):
@@ -335,12 +350,9 @@ def test_events_go_through_two_methods_of_the_learner(learn):
 
 
 def test_classes_that_are_known_by_name_are_called_so():
-    assert names.is_called(fastai.vision.augment.RandTransform(), names.RANDOM_TRANSFORM)
-    assert not names.is_called(nn.ReLU(), names.RANDOM_TRANSFORM)
-    assert fastai.vision.models.unet.DynamicUnet.__name__ == names.UNET
-    modules = (detection.generalized_rcnn, detection.rpn, detection.roi_heads)
-    modules += (detection.retinanet, detection.ssd, detection.fcos)
-    assert all(any(name in vars(m) for m in modules) for name in names.DETECTORS)
+    assert by_name.is_called(fastai.vision.augment.RandTransform(), by_name.RANDOM_TRANSFORM)
+    assert not by_name.is_called(nn.ReLU(), by_name.RANDOM_TRANSFORM)
+    assert fastai.vision.models.unet.DynamicUnet.__name__ == by_name.UNET
 
 
 def test_torchvision_registers_its_models_in_a_way_that_can_be_read():

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor, nn
 
 from .modules import unwrap
+from .outside.by_name import kept_on_clear
 
 
 def inner(opt):
@@ -27,7 +28,8 @@ def param_lists(opt) -> list[list[nn.Parameter]]:
 
 def state_of(opt, p: Tensor) -> dict:
     """What the optimizer remembers of a parameter's steps; empty where it begins afresh."""
-    kept, last = _kept(opt), inner(opt)
+    last = inner(opt)
+    kept = kept_on_clear(last)
     return {k: v for k, v in last.state.get(p, {}).items() if k not in kept}
 
 
@@ -39,7 +41,8 @@ def forget(opt, params: Iterable[Tensor]) -> None:
     """
     params = list(params)
     copy_slow(opt, params)
-    last, kept = inner(opt), _kept(opt)
+    last = inner(opt)
+    kept = kept_on_clear(last)
     for p in params:
         if not kept:
             last.state.pop(p, None)
@@ -81,8 +84,3 @@ def _through(opt) -> Iterator:
         yield opt
         inside = vars(opt)
         opt = inside.get("opt", inside.get("optimizer"))
-
-
-def _kept(opt) -> frozenset[str]:
-    """The keys of a parameter's state that say what it is, not what it did: fastai's optimizers alone have such."""
-    return frozenset(getattr(type(inner(opt)), "_keep_on_clear", ()))

@@ -17,7 +17,7 @@ from ..freezing import FreezeContract, Keeper, selected, train_only
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
 from ..optimizer_state import copy_slow, forget, param_lists
-from ..outside.fastai import only_validates, will_be_undone
+from ..outside.fastai import let_run_batches, only_validates, run_batch, who_runs_batches, will_be_undone
 from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..undo import Standin, Undone
@@ -160,15 +160,13 @@ class FrozenEval(OneLearner):
 
     def _step_in(self) -> None:
         """Stand between `before_batch` and the network: only there every callback has had its word."""
-        if vars(self.learn).get("_do_one_batch") != self._one_batch:
-            self._own = vars(self.learn).get("_do_one_batch")
-            self.learn._do_one_batch = self._one_batch
+        if who_runs_batches(self.learn) != self._one_batch:
+            self._own = who_runs_batches(self.learn)
+            let_run_batches(self.learn, self._one_batch)
 
     def _step_out(self) -> None:
-        if self.learn is not None and vars(self.learn).get("_do_one_batch") == self._one_batch:
-            del self.learn._do_one_batch
-            if self._own is not None:
-                self.learn._do_one_batch = self._own
+        if self.learn is not None and who_runs_batches(self.learn) == self._one_batch:
+            let_run_batches(self.learn, self._own)
 
     def _one_batch(self) -> None:
         """See what callbacks have switched, look once at the network as it is called, and go on with the learner's own."""
@@ -185,7 +183,7 @@ class FrozenEval(OneLearner):
         if self._own is not None:
             self._own()
         else:
-            type(self.learn)._do_one_batch(self.learn)
+            run_batch(self.learn)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "learn" and value is None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..freezing import frozen
 from ..groups import LayerGroup
 from ..outside.fastai import only_validates, will_be_undone
+from ..outside.torch import copy_to, norms, subtract
 from ..report.plots import plot_lanes
 from ..splitters import check_optimizer_groups, layer_groups
 from ..words import at_least, names_of, own_file, shown
@@ -126,11 +127,11 @@ class GroupRecorder(OneLearner):
             return
         params = [p.detach() for _, _, p in self._live]
         weights = self._by_group(params)
-        torch._foreach_sub_(self._before, params)
+        subtract(self._before, params)
         updates = self._by_group(self._before)
         # The copy is free again, so the distance needs no memory of its own.
-        torch._foreach_copy_(self._before, params)
-        torch._foreach_sub_(self._before, [self._start[n] for _, n, _ in self._live])
+        copy_to(self._before, params)
+        subtract(self._before, [self._start[n] for _, n, _ in self._live])
         # On the device until somebody asks, so that no step waits for it.
         self._taken = torch.stack([self._grads, updates / weights, self._by_group(self._before)])
         self._before, self._due = None, len(self._rows) + self.every
@@ -168,9 +169,9 @@ class GroupRecorder(OneLearner):
 
     def _by_group(self, tensors: list[Tensor]) -> Tensor:
         """The norm over all tensors of each group; NaN for a group that has none among them."""
-        norms = torch.stack(torch._foreach_norm(tensors)).float()
-        sums = norms.new_zeros(len(self._groups))
-        sums.index_add_(0, torch.tensor([i for i, _, _ in self._live], device=norms.device), norms.square())
+        stacked = torch.stack(norms(tensors)).float()
+        sums = stacked.new_zeros(len(self._groups))
+        sums.index_add_(0, torch.tensor([i for i, _, _ in self._live], device=stacked.device), stacked.square())
         absent = [i for i in range(len(self._groups)) if all(i != j for j, _, _ in self._live)]
         sums[absent] = np.nan
         return sums.sqrt()

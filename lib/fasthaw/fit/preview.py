@@ -15,13 +15,13 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..callbacks import FrozenEval, arguments_of_call
-from ..checkpoint import random_state, set_random_state
+from ..checkpoint import generators_of, set_generators
 from ..freezing import FreezeContract, selected, trainable
 from ..modules import unwrap
+from ..outside.torch import tree_leaves, tree_map
 from ..pinned import can_train, pinned_names, said_of, wholly_pinned
 from ..plan import Plan, check
 from ..rates import rates_for
@@ -199,8 +199,8 @@ class _Backward:
 
 def _two_items(learn: Learner) -> tuple:
     """The first two inputs of a training batch, plain tensors where the model is; random states are put back."""
-    state, loader = random_state(learn), learn.dls.train
-    with Undone(lambda: None, lambda: set_random_state(learn, state)):
+    state, loader = generators_of(learn), learn.dls.train
+    with Undone(lambda: None, lambda: set_generators(learn, state)):
         batch = loader.one_batch() if isinstance(loader, DataLoader) else next(iter(loader))
         inputs = arguments_of_call(learn, batch)
     device = next(unwrap(learn.model).parameters()).device

@@ -32,6 +32,7 @@ from ..features import CachedFeatures, cached_features
 from ..freezing import FreezeContract, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..modules import unwrap
+from ..outside.fastai import forget_batch
 from ..pinned import wholly_pinned
 from ..plan import Plan, Stage, check
 from ..splitters import check_optimizer_groups, layer_groups
@@ -39,7 +40,7 @@ from ..undo import Undone
 from ..words import shown, wanted
 from .carried import StateOfCallbacks, carried, check_callbacks
 from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
-from .rates import lrs
+from .learner_rates import lrs
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
 
@@ -351,4 +352,4 @@ def _tidy(learn: Learner, frozen_eval: FrozenEval, logger: Callable) -> None:
     learn.opt.zero_grad()
     frozen_eval.after_fit()
     learn.logger = logger
-    learn._end_cleanup()
+    forget_batch(learn)

@@ -10,7 +10,6 @@ from functools import partial
 
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner
-from fastai.optimizer import Optimizer
 
 LR_FINDER = "lr_finder"
 
@@ -41,9 +40,24 @@ def will_be_undone(learn: Learner) -> bool:
     return hasattr(learn, LR_FINDER)
 
 
-def kept_on_clear(opt: Optimizer) -> list[str]:
-    """The keys of a parameter's state that `Optimizer.clear_state` keeps: how it is to be stepped, not what it has seen."""
-    return opt._keep_on_clear
+def who_runs_batches(learn: Learner) -> Callable[[], None] | None:
+    """What was put in place of the method that runs a batch between `before_batch` and `after_batch`; None for nothing."""
+    return vars(learn).get("_do_one_batch")
+
+
+def let_run_batches(learn: Learner, call: Callable[[], None] | None) -> None:
+    """Put `call` in place of that method, or with None the learner's own again, in place.
+
+    Only there every callback has had its word on the batch, and the network has not been called yet.
+    """
+    vars(learn).pop("_do_one_batch", None)
+    if call is not None:
+        learn._do_one_batch = call
+
+
+def run_batch(learn: Learner) -> None:
+    """Run the batch as the learner's class does."""
+    type(learn)._do_one_batch(learn)
 
 
 def dispatches_as_fastai(learn: Learner) -> bool:

@@ -29,7 +29,6 @@ from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_unflatten as tree_unflatten
-from torch.utils.data import DataLoader, TensorDataset
 
 __all__ = [
     "BatchNorm",
@@ -61,7 +60,6 @@ __all__ = [
     "saved_state",
     "sparse_parts",
     "writes_to_shared_memory",
-    "draw_the_seed_of_an_epoch",
 ]
 
 
@@ -136,11 +134,6 @@ def leaf_of(node: torch.autograd.graph.Node) -> Tensor | None:
 def writes_to_shared_memory(error: Exception) -> bool:
     """Whether torch refused to write into an expanded tensor: it has no class of error for that."""
     return "single memory location" in str(error)
-
-
-def draw_the_seed_of_an_epoch() -> None:
-    """Draw what every epoch of a torch `DataLoader` draws from the global generator: the seed of its workers."""
-    iter(DataLoader(TensorDataset(torch.empty(1))))
 
 
 def keeps_more_than_tensors(module: nn.Module) -> bool:

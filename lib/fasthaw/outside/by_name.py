@@ -1,4 +1,4 @@
-"""Classes of others that are known by their names: importing them would cost too much, or change something.
+"""Classes of others that are known by their names, and what is on them: importing them costs much, or changes something.
 
 `fastai.vision` changes classes of PIL when it is imported, and the layers below need torch alone.
 """
@@ -11,8 +11,13 @@ RANDOM_TRANSFORM = "RandTransform"
 # fastai's U-Net: its first child holds the pretrained body.
 UNET = "DynamicUnet"
 
-# torchvision's detectors and their parts: they return their losses by the `training` flag, which is then no matter of noise.
-DETECTORS = frozenset({"GeneralizedRCNN", "RegionProposalNetwork", "RoIHeads", "RetinaNet", "SSD", "FCOS"})
+
+def kept_on_clear(opt: object) -> frozenset[str]:
+    """The keys of a parameter's state that say what it is and not what it did, which fastai's `Optimizer.clear_state` keeps.
+
+    Other optimizers have none.
+    """
+    return frozenset(getattr(type(opt), "_keep_on_clear", ()))
 
 
 def is_called(value: object, *names: str) -> bool:
