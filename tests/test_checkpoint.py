@@ -26,7 +26,7 @@ from torch import nn
 from data import loaders
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
 from fasthaw.checkpoint import file as checkpoint_file
-from fasthaw.checkpoint import load, only_writer, place_of, put_back, random_state, save, snapshot
+from fasthaw.checkpoint import generators_of, load, only_writer, place_of, put_back, save, snapshot
 from fasthaw.checkpoint.digests import described
 from fasthaw.dropout import insert_dropout
 from fasthaw.fit import fit_plan, lr_find
@@ -616,9 +616,9 @@ def test_looking_reads_no_item_and_draws_no_random_number(tmp_path):
     learn.create_opt()
     from fasthaw.fit.same_run import SameRun
 
-    before = random_state(learn)
+    before = generators_of(learn)
     SameRun(learn, PLAN, ["all"], FreezeContract()).saved()
-    assert same_state(random_state(learn), before)
+    assert same_state(generators_of(learn), before)
     assert dls.train_ds.read == dls.valid_ds.read == 0
 
 

@@ -23,14 +23,15 @@ def random_state(gpus: Sequence[torch.device] | None = None) -> dict:
 
 
 def set_random_state(state: Mapping, gpus: Sequence[torch.device] | None = None) -> None:
-    """Put every generator back to where `random_state` found it; name the same number of GPUs, or none again.
+    """Put every generator back to where `random_state` found it; name as many GPUs as then, or none again.
 
-    GPUs that were not in use yet then go on as they are.
+    Where none is named, those that were not in use yet go on as they are.
     """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    for device, its_state in zip(_in_use(gpus), state["cuda"], strict=gpus is not None):
+    devices = _in_use(None) if gpus is None else gpus
+    for device, its_state in zip(devices, state["cuda"], strict=gpus is not None):
         torch.cuda.set_rng_state(its_state, device)
 
 

@@ -349,6 +349,6 @@ def _paths_in(value: object, depth: int, seen: set[int]) -> Iterable[str]:
         yield from _paths_in(part, depth - 1, seen)
 
 
-def file_name(value: object) -> str:
+def last_part(value: object) -> str:
     """The last part of a path, for a message; of anything else nothing."""
     return Path(value).name if isinstance(value, str | PurePath) else ""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..modules import unwrap
 from ..splitters import beside_the_model
+from .generators import check_generators, generators_of, set_generators
 from .optimizer import check_optimizer, load_opt, opt_state
 from .plain import plain_values
-from .randomness import check_random_state, random_state, set_random_state
 
 
 def snapshot(learn: Learner) -> dict:
@@ -31,7 +31,7 @@ def snapshot(learn: Learner) -> dict:
         # Between two batches gradients are None or zeros, so zeros are told by None and not stored.
         "grads": {n: plain_values(p.grad) if p.grad.any() else None for n, p in params.items() if p.grad is not None},
         "opt": None if learn.opt is None else opt_state(learn),
-        "random": random_state(learn),
+        "random": generators_of(learn),
     }
 
 
@@ -59,7 +59,7 @@ def put_back(learn: Learner, state: Mapping) -> None:
         )
     if learn.opt is not None:
         load_opt(learn, state["opt"])
-    set_random_state(learn, state["random"])
+    set_generators(learn, state["random"])
 
 
 def check_fits(learn: Learner, state: Mapping) -> None:
@@ -67,7 +67,7 @@ def check_fits(learn: Learner, state: Mapping) -> None:
     params = _params(learn, state)
     _check_same({**params, **dict(unwrap(learn.model).named_buffers())}, state["model"])
     _check_grads(params, state["grads"])
-    check_random_state(learn, state["random"])
+    check_generators(learn, state["random"])
     if learn.opt is not None and state["opt"] is not None:
         check_optimizer(learn, state["opt"])
 

@@ -15,7 +15,7 @@ from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Learner
 from fastai.torch_core import L
 
-from ..checkpoint import set_random_state, snapshot
+from ..checkpoint import set_generators, snapshot
 from ..outside.fastai import begin_at, begin_at_the_first
 from .carried import give_back
 
@@ -117,7 +117,7 @@ class SameRandomNumbers(Callback):
     def before_epoch(self) -> None:
         random, self.random = self.random, None
         if random is not None:
-            set_random_state(self.learn, random)
+            set_generators(self.learn, random)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ it is called with, once with its flags down and once with them up and noise off.
 
 from __future__ import annotations
 
-import random
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..modules import is_norm
 from ..outside.torch import tree_flatten, tree_leaves, tree_map
+from ..randomness import where_it_stands
 from ..untouched import untouched
 from .modes import makes_noise, mute, needs_train_mode
 
@@ -130,7 +129,7 @@ class _Trial:
     def __init__(self, part: nn.Module, args: tuple, kwargs: dict) -> None:
         self.part, self.args, self.kwargs = part, args, kwargs
         drawn = []
-        self.held = self._run([], then=lambda: drawn.append(random_numbers_used()))
+        self.held = self._run([], then=lambda: drawn.append(where_it_stands()))
         self.draws = drawn[0]
 
     def differs(self, modules: Sequence[tuple[str, nn.Module]]) -> str:
@@ -138,7 +137,7 @@ class _Trial:
         up = [m for _, m in modules]
         with _NoDropout():
             drawn = []
-            differs = _difference(self.held, self._run(up, then=lambda: drawn.append(random_numbers_used())))
+            differs = _difference(self.held, self._run(up, then=lambda: drawn.append(where_it_stands())))
             if differs == _VALUES and drawn != [self.draws] and len(up) == 1:
                 return ""  # what is drawn by other means than dropout (stochastic depth) is noise as well
             return differs or ""
@@ -206,13 +205,6 @@ def eager() -> AbstractContextManager:
     """
     dynamo = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")
     return torch.compiler.set_stance("force_eager") if dynamo else nullcontext()
-
-
-def random_numbers_used() -> int:
-    """A number that tells how far the generators of torch, NumPy and Python have come since they were seeded."""
-    cuda = tuple(torch.cuda.get_rng_state().tolist()) if torch.cuda.is_initialized() else ()
-    numpy = np.random.get_state()
-    return hash((torch.get_rng_state().numpy().tobytes(), cuda, numpy[1].tobytes(), numpy[2], random.getstate()))
 
 
 def _difference(one: tuple[object, int], two: tuple[object, int]) -> str | None:

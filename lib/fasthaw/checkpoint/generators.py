@@ -1,4 +1,4 @@
-"""Every random generator that training draws from: Python's, numpy's, torch's, and those of the data loaders."""
+"""Every random generator that training draws from: those of the process, and those that data loaders keep to themselves."""
 
 from __future__ import annotations
 
@@ -10,36 +10,31 @@ import torch
 from fastai.learner import Learner
 
 from ..modules import unwrap
+from ..randomness import random_state, set_random_state
 
 
-def random_state(learn: Learner) -> dict:
-    """The states of every generator that training draws from, those of the learner's data loaders included."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        # Those of the network and its batches alone, so that a run may go on where there are fewer GPUs.
-        "cuda": [torch.cuda.get_rng_state(d) for d in _gpus(learn)] if torch.cuda.is_initialized() else [],
-        "loaders": [_state_of(g) for g in _generators(learn)],
-    }
+def generators_of(learn: Learner) -> dict:
+    """The state of every generator that training draws from, as plain values; those of the learner's data loaders too.
 
-
-def set_random_state(learn: Learner, state: Mapping) -> None:
-    """Put every generator back to where `random_state` found it, in place; call `check_random_state` first."""
-    random.setstate(state["python"])
+    Of the GPUs those of the network and its batches alone, so that a run may go on where there are fewer.
+    """
+    state = random_state(_gpus(learn))
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        for device, its_state in zip(_gpus(learn), state["cuda"], strict=True):
-            torch.cuda.set_rng_state(its_state, device)
+    numpys = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    return {**state, "numpy": numpys, "loaders": [_state_of(g) for g in _generators(learn)]}
+
+
+def set_generators(learn: Learner, state: Mapping) -> None:
+    """Put every generator back to where `generators_of` found it, in place; call `check_generators` first."""
+    name, keys, *rest = state["numpy"]
+    numpys = (name, keys.numpy().astype(np.uint32), *rest)
+    set_random_state({**state, "numpy": numpys}, _gpus(learn) if state["cuda"] else ())
     for generator, its_state in zip(_generators(learn), state["loaders"], strict=True):
         generator.setstate(its_state) if isinstance(generator, random.Random) else generator.set_state(its_state)
 
 
-def check_random_state(learn: Learner, state: Mapping) -> None:
-    """Raise ValueError where the learner has other generators than those of `random_state`."""
+def check_generators(learn: Learner, state: Mapping) -> None:
+    """Raise ValueError where the learner has other generators than those of `generators_of`."""
     here, there = _generators(learn), state["loaders"]
     if len(here) != len(there):
         raise ValueError(
