@@ -4,6 +4,6 @@ from .first_call import arguments_of_call as arguments_of_call
 from .first_call import prepares as prepares
 from .freeze import FrozenEval as FrozenEval
 from .freeze import UnfreezeAt as UnfreezeAt
+from .freeze_proof import FreezeProof as FreezeProof
 from .given import given as given
-from .proof import FreezeProof as FreezeProof
 from .recorder import GroupRecorder as GroupRecorder

@@ -1,8 +1,8 @@
 """Fitting: rates checked against a learner's groups, and plans run, previewed and resumed."""
 
+from .learner_rates import lrs as lrs
 from .preview import Preview as Preview
 from .preview import preview as preview
-from .rates import lrs as lrs
 from .record import RunRecord as RunRecord
 from .record import StageRecord as StageRecord
 from .run import fit_plan as fit_plan

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from fastai.learner import Learner
 
-from ..checkpoint.digests import described, file_name, module_described
+from ..checkpoint.digests import described, last_part, module_described
 from ..freezing import FreezeContract
 from ..modules import unwrap
 from ..plan import Plan
@@ -123,7 +123,7 @@ def _length(dataset) -> str:
         if type(rows).__module__.partition(".")[0] == "pandas" or len(rows) != n:
             continue
         ends = [row[0] if isinstance(row, tuple) else row for row in (rows[0], rows[n - 1])]
-        if all(names := [file_name(e) for e in ends]):
+        if all(names := [last_part(e) for e in ends]):
             return f"{n}, from {names[0]} to {names[1]}"
     return str(n)
 

@@ -20,7 +20,7 @@ from ..rates import Computed, Flat, Geometric, LayerDecay, PerGroup, Rate, RateL
 from ..undo import Undone
 from ..untouched import Network
 from ..words import at_least, flag, number, shown, wanted
-from .rates import lrs
+from .learner_rates import lrs
 
 
 @dataclass(frozen=True, eq=False)

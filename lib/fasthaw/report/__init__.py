@@ -2,6 +2,6 @@
 
 from ..freezing import GroupProof as GroupProof
 from ..freezing import Proof as Proof
-from .groups import GroupRow as GroupRow
-from .groups import GroupTable as GroupTable
-from .groups import group_table as group_table
+from .table_of_groups import GroupRow as GroupRow
+from .table_of_groups import GroupTable as GroupTable
+from .table_of_groups import group_table as group_table

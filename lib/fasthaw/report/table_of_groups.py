@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..freezing import FreezeContract, frozen, held, makes_noise, needs_train_mode, trainable
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
+from ..outside.torch import NormBase
 from ..pinned import free_params, pinned_names, said_of, wholly_pinned
 from ..rates import RateLike, as_rate
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
@@ -155,7 +155,7 @@ def _norm(group: LayerGroup, stats_held: bool, trainable: list[nn.Parameter]) ->
     if not norms:
         return "-"
     words = []
-    if any(isinstance(m, _NormBase) and m.track_running_stats for m in norms):
+    if any(isinstance(m, NormBase) and m.track_running_stats for m in norms):
         words.append("statistics held" if stats_held else "statistics move")
     affine = group.norm_params()
     if affine:
