@@ -50,6 +50,7 @@ _WHERE = {
     "preview": "fit",
     "fit_plan": "fit",
     "GroupRecorder": "callbacks",
+    "LogGroups": "callbacks",
     # frozen parts cost nothing
     "cached_features": "features",
     # other networks and other trainers
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .callbacks import FreezeProof as FreezeProof
     from .callbacks import FrozenEval as FrozenEval
     from .callbacks import GroupRecorder as GroupRecorder
+    from .callbacks import LogGroups as LogGroups
     from .callbacks import UnfreezeAt as UnfreezeAt
     from .dropout import DropoutTable as DropoutTable
     from .dropout import dropout_table as dropout_table

@@ -21,7 +21,7 @@ from ..splitters import check_optimizer_groups, layer_groups
 from ..words import at_least, names_of, own_file, shown
 from .one_learner import OneLearner
 
-_NORMS = ("grad_norm", "update_ratio", "distance")
+NORMS = ("grad_norm", "update_ratio", "distance")
 _TITLES = {
     "lr": "learning rate",
     "mom": "momentum",
@@ -62,7 +62,7 @@ class GroupRecorder(OneLearner):
     def dataframe(self) -> pd.DataFrame:
         """One row a step and group: fit, epoch, step, group, frozen, lr, mom, and the norms where they were taken."""
         steps, n = len(self._rows), len(self._names)
-        norms = np.full((steps, len(_NORMS), n), np.nan)
+        norms = np.full((steps, len(NORMS), n), np.nan)
         taken = [i for i, row in enumerate(self._rows) if row.norms is not None]
         if taken:
             norms[taken] = torch.stack([self._rows[i].norms for i in taken]).cpu().numpy()
@@ -72,7 +72,7 @@ class GroupRecorder(OneLearner):
             "step": np.repeat(np.arange(steps), n),
             "group": np.tile(np.array(self._names, dtype=object), steps),
             **{k: np.array([getattr(row, k) for row in self._rows]).reshape(-1) for k in ("frozen", "lr", "mom")},
-            **{k: norms[:, i].reshape(-1) for i, k in enumerate(_NORMS)},
+            **{k: norms[:, i].reshape(-1) for i, k in enumerate(NORMS)},
         }
         return pd.DataFrame(columns)
 
@@ -85,7 +85,7 @@ class GroupRecorder(OneLearner):
         path = own_file(path, "to_csv writes to a file", b"fit,epoch,step,group,")
         self.dataframe().to_csv(path, index=False)
 
-    def plot_groups(self, keys: Sequence[str] = ("lr", *_NORMS)) -> Figure:
+    def plot_groups(self, keys: Sequence[str] = ("lr", *NORMS)) -> Figure:
         """A panel for each of `keys`, columns of `dataframe()`, with a line a group, and lanes grey where it was frozen.
 
         Raises:
