@@ -825,7 +825,7 @@ def test_the_table_shows_where_how_much_and_whether_it_fires_now():
 
 
 RESIDUAL_TABLE = """\
-dropout                       after  kind              p    fires now
+dropout                       after  kind                p  fires now
 ----------------------------  -----  ----------------  ---  ---------
 body.2.relu.inserted_dropout  ReLU   channel           0.1  no
 body.2.drop_path                     stochastic depth  0.3  no
@@ -846,7 +846,7 @@ def test_a_splitter_is_checked_wherever_dropout_takes_one(tiny):
 def test_the_table_renders_in_a_notebook(tiny):
     html = dropout_table(insert_dropout(tiny, 0.25, after="stem.2"), STAGES)._repr_html_()
     cells = ("stem.2.inserted_dropout", "ReLU", "channel", "0.25", "yes", "stem")
-    assert "".join(f"<td>{c}</td>" for c in cells) in re.sub(r"\s*\n\s*", "", html)
+    assert tuple(re.findall("<td.*?>(.*?)</td>", html)[:6]) == cells
 
 
 # Freezing.

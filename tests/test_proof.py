@@ -178,4 +178,4 @@ def test_a_proof_prints_in_a_terminal_and_a_notebook(monkeypatch):
     assert lines[0] == "group state epochs held still moved trained changed training mode opt state gradients"
     assert lines[2] == "stem frozen 0-1 7 tensors 0 0 0 0 0 0"
     assert lines[-1] == proof.verdict()
-    assert "<td>7 tensors</td>" in proof._repr_html_()
+    assert ">7 tensors</td>" in proof._repr_html_()

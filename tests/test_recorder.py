@@ -180,7 +180,7 @@ def test_the_plot_has_a_panel_a_figure_and_lanes_grey_where_frozen():
     assert [len(line.get_xdata()) for line in rate.lines[:3]] == [2, 2, 4]  # stem and body from the second fit on
     assert len(distance.lines) == 5
     assert [t.get_text() for t in lanes.get_yticklabels()] == NAMES
-    grey = [p for p in lanes.patches if p.get_facecolor()[:3] == (0.88, 0.88, 0.88)]
+    grey = [p for p in lanes.patches if p.get_facecolor() == (0.5, 0.5, 0.5, 0.25)]
     assert [(p.get_x(), p.get_width(), round(p.get_y())) for p in grey] == [(-0.5, 2, 0), (-0.5, 2, 1)]
 
 

@@ -8,7 +8,7 @@ the live model. Every way to make groups ends in `partition` or `groups_of_lists
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from types import MappingProxyType
 
@@ -25,7 +25,7 @@ class SplitError(ValueError):
     """Layer groups that do not cover a network exactly once: names what is missing, doubled, empty or out of order."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerGroup:
     """A run of modules that is trained, frozen and given a learning rate together.
 
@@ -36,12 +36,18 @@ class LayerGroup:
     """
 
     name: str
-    modules: dict[str, nn.Module] = field(repr=False)
-    tied: dict[str, str] = field(repr=False)
-    _params: dict[str, nn.Parameter] = field(repr=False)
-    _buffers: dict[str, Tensor] = field(repr=False)
-    root: nn.Module | None = field(default=None, repr=False)
-    note: str = field(default="", repr=False)
+    modules: dict[str, nn.Module]
+    tied: dict[str, str]
+    _params: dict[str, nn.Parameter]
+    _buffers: dict[str, Tensor]
+    root: nn.Module | None = None
+    note: str = ""
+
+    def __repr__(self) -> str:
+        params = self.params()
+        total, live = sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad)
+        trains = "all require grad" if live == total else f"{live:,} require grad" if live else "none requires grad"
+        return f"LayerGroup({self.name!r}, {len(self.modules)} modules, {total:,} parameters, {trains})"
 
     def params(self) -> list[nn.Parameter]:
         """The group's parameters in registration order, each once."""

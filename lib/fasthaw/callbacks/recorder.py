@@ -16,7 +16,7 @@ from ..freezing import frozen
 from ..groups import LayerGroup
 from ..outside.fastai import only_validates, will_be_undone
 from ..outside.torch import copy_to, norms, subtract
-from ..report.plots import plot_lanes
+from ..report.plots import as_image, plot_lanes
 from ..splitters import check_optimizer_groups, layer_groups
 from ..words import at_least, names_of, own_file, shown
 from .one_learner import OneLearner
@@ -58,6 +58,15 @@ class GroupRecorder(OneLearner):
         self._groups: tuple[LayerGroup, ...] | None = None
         self._live: list[tuple[int, str, nn.Parameter]] = []
         self._before: list[Tensor] | None = None
+
+    def __repr__(self) -> str:
+        groups = f" of {len(self._names)} groups" if self._names else ""
+        return f"GroupRecorder(every={self.every}, {len(self._rows):,} steps{groups} recorded)"
+
+    def _repr_html_(self) -> str:
+        if not self._rows:
+            return f"<p>{self!r}</p>"
+        return f"<p>{self!r}</p>{as_image(self.plot_groups(), 'rates and norms of every layer group over the steps')}"
 
     def dataframe(self) -> pd.DataFrame:
         """One row a step and group: fit, epoch, step, group, frozen, lr, mom, and the norms where they were taken."""

@@ -13,7 +13,7 @@ from ..groups import LayerGroup
 from ..modules import unwrap
 from ..outside.torch import DropoutNd
 from ..splitters import Splitter
-from ..tables import as_html, as_text
+from ..tables import as_html, as_text, wrapped
 from ..words import flag, one_of, wanted
 from .activations import attributes_read
 from .layer import InsertedDropout
@@ -56,12 +56,12 @@ class DropoutTable:
         return f"{len(self.rows)} dropouts, {inserted} of them inserted; {fires} fire now."
 
     def __str__(self) -> str:
-        return f"{as_text(*self._cells(), rule='dashes')}\n{self.summary()}"
+        return f"{as_text(*self._cells(), names=1, rule='dashes')}\n{wrapped(self.summary())}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{as_html(*self._cells())}<p>{self.summary()}</p>"
+        return as_html(*self._cells(), names=1, below=[self.summary()])
 
 
 def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> DropoutTable:
@@ -72,7 +72,7 @@ def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> Dropout
 
     >>> net = nn.Sequential(nn.LSTM(4, 4, 2, dropout=0.2), nn.Dropout(0.5)).eval()
     >>> print(dropout_table(net))
-    dropout    after  kind     p    fires now
+    dropout    after  kind       p  fires now
     ---------  -----  -------  ---  ---------
     0.dropout         float    0.2  no
     1                 element  0.5  no

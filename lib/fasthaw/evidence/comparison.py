@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..tables import as_html, as_text
+from ..report.plots import GREY, figure
+from ..tables import as_html, as_text, wrapped
 from .intervals import Interval, paired_interval
 from .runs import VALID, Run, Score
 
@@ -97,35 +98,36 @@ class Comparison:
     def plot(self) -> Figure:
         """A forest plot: the difference of every arm to the baseline with its interval, a panel a set of items."""
         others = [a for a in self.arms if a != self.baseline and self._finished(a)]
-        fig, axes = plt.subplots(
-            1, len(self.sets), sharey=True, squeeze=False, layout="constrained",
-            figsize=(3.2 * len(self.sets) + 2, 0.42 * len(others) + 1.4),
-        )  # fmt: skip
-        for ax, where in zip(axes[0], self.sets, strict=True):
+        size = (3.2 * len(self.sets) + 2, 0.42 * len(others) + 1.4)
+        with figure(1, len(self.sets), sharey=True, squeeze=False, figsize=size) as (fig, axes):
+            self._draw(axes[0], others)
+        return fig
+
+    def _draw(self, axes: Sequence[Axes], others: Sequence[str]) -> None:
+        for ax, where in zip(axes, self.sets, strict=True):
             shown = {r.arm: r for r in self.rows if r.items == where}
             for at, arm in enumerate(others):
                 d = shown[arm].difference
                 if d is not None:
-                    colour = "0.55" if not d.tells_apart else "tab:green" if self._better(d) else "tab:red"
+                    colour = GREY if not d.tells_apart else "tab:green" if self._better(d) else "tab:red"
                     ax.plot([d.low, d.high], [at, at], color=colour, lw=2, solid_capstyle="round")
                     ax.plot(d.mean, at, "o", color=colour)
-            ax.axvline(0, color="0.4", lw=0.8)
+            ax.axvline(0, color=GREY, lw=0.8)
             ax.set_yticks(range(len(others)), others)
             ax.set_ylim(len(others) - 0.5, -0.5)
             ax.set_title(where)
             ax.set_xlabel(f"{self.metric} less that of {self.baseline}")
             ax.grid(axis="x", alpha=0.3)
-        plt.close(fig)
-        return fig
 
     def __str__(self) -> str:
         columns, rows = self._cells()
-        return f"{as_text(columns, rows, columns[2:])}\n{self.summary()}"
+        return f"{as_text(columns, rows, columns[2:])}\n{wrapped(self.summary())}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{as_html(*self._cells())}<p>{self.summary()}</p>"
+        columns, rows = self._cells()
+        return as_html(columns, rows, columns[2:], below=[self.summary()])
 
     def summary(self) -> str:
         """How the intervals were made, and what failed."""

@@ -18,6 +18,7 @@ from fastai.learner import Learner
 
 from ..freezing import fingerprints, frozen, leaking_noise
 from ..groups import LayerGroup
+from ..tables import wrapped
 from ..untouched import untouched
 from ..words import at_least, flag, number, shown, wanted
 from .cut import Cut, Refused, find_cut
@@ -95,10 +96,12 @@ class CacheReport:
     def __str__(self) -> str:
         how = "reused" if self.reused else f"filled in {self.seconds:.1f} s"
         same = "equal to the last bit" if self.difference == 0 else f"equal within {self.difference:.1g}"
-        return (
+        return wrapped(
             f"{self.items:,} items cached after {', '.join(self.after)}: {gigabytes(self.bytes)} {self.where}, {how}. "
             f"One batch with and without the cache: {same}."
         )
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)

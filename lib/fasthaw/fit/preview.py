@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +23,9 @@ from ..outside.torch import tree_leaves, tree_map
 from ..pinned import can_train, pinned_names, said_of, wholly_pinned
 from ..plan import Plan, check
 from ..rates import rates_for
-from ..report.plots import plot_lanes, strips
+from ..report.plots import as_image, plot_lanes, strips
 from ..splitters import check_optimizer_groups, layer_groups
-from ..tables import as_html, as_text
+from ..tables import as_html, as_text, wrapped
 from ..undo import Undone
 from ..untouched import untouched
 from ..words import wanted
@@ -79,28 +77,31 @@ class Preview:
         return plot_lanes(self.groups, self.frozen, {"learning rate": self.rates}, starts=starts)
 
     def __str__(self) -> str:
-        table = as_text(
-            _COLUMNS, [s.cells() for s in self.stages], {"epochs", "steps", "parameters", "backward skipped"}
-        )
-        return f"{table}\n{strips(self.groups, self.frozen, self.rates)}\n{self.summary()}"
+        table = as_text(_COLUMNS, [s.cells() for s in self.stages])
+        return f"{table}\n\n{strips(self.groups, self.frozen, self.rates)}\n{wrapped(self.summary())}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        png = io.BytesIO()
-        self.plot().savefig(png, format="png", dpi=80)
-        image = f'<img src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
-        return f"{as_html(_COLUMNS, [s.cells() for s in self.stages])}<p>{self.summary()}</p>{image}"
+        picture = as_image(self.plot(), "every layer group's learning rate over the steps, grey where it is frozen")
+        return as_html(_COLUMNS, [s.cells() for s in self.stages], below=[self.summary()]) + picture
 
     def summary(self) -> str:
         """The totals, and how to read the bars."""
-        live = self.rates[~self.frozen]
-        live = live[live > 0]
-        span = f"{live.min():.1e} to {live.max():.1e}" if live.size else "0"
         epochs = sum(s.epochs for s in self.stages)
-        total = f"{epochs} epochs, {len(self.rates):,} steps; rates from {span} (log scale), frozen is grey or a dot."
+        total = f"{epochs} epochs, {len(self.rates):,} steps. {self._span()} On a log scale; frozen is grey or a dot."
         uncounted = f" The backward skipped is not known: {self.uncounted}." if self.uncounted else ""
         return total + uncounted + said_of(self.pinned)
+
+    def _span(self) -> str:
+        """The highest and the lowest of the rates that the stages reach, and whose they are."""
+        tops = [(r, group, s.name) for s in self.stages for r, group in zip(s.rates, s.trained, strict=True) if r > 0]
+        if not tops:
+            return "No rate is above 0."
+        (hi, top, first), (lo, low, last) = max(tops, key=lambda t: t[0]), min(tops, key=lambda t: t[0])
+        if hi == lo:
+            return f"All rates go up to {hi:.2g}."
+        return f"The highest rate is {hi:.2g} ({top}, stage {first}), the lowest peak {lo:.2g} ({low}, stage {last})."
 
 
 def preview(plan: Plan, learn: Learner) -> Preview:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from ..pinned import said_of
 from ..report import GroupProof, Proof
-from ..tables import as_html, as_text
+from ..tables import as_html, as_text, wrapped
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,12 @@ class RunRecord:
     resumed: str = ""
 
     def __str__(self) -> str:
-        columns, rows = self._cells()
-        return f"{as_text(columns, rows, columns[1:-2])}\n{self.summary()}"
+        return f"{as_text(*self._cells())}\n{wrapped(self.summary())}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{as_html(*self._cells())}<p>{self.summary()}</p>"
+        return as_html(*self._cells(), below=[self.summary()])
 
     def summary(self) -> str:
         """The totals, what did not hold, and where the run was resumed."""

@@ -6,7 +6,6 @@ from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastai.callback.core import CancelFitException, CancelValidException
@@ -17,6 +16,8 @@ from matplotlib.figure import Figure
 from ..checkpoint import put_back, snapshot
 from ..modules import unwrap
 from ..rates import Computed, Flat, Geometric, LayerDecay, PerGroup, Rate, RateLike, as_rate
+from ..report.plots import GREY, as_image, figure
+from ..tables import as_html, as_text, wrapped
 from ..undo import Undone
 from ..untouched import Network
 from ..words import at_least, flag, number, shown, wanted
@@ -38,23 +39,34 @@ class Sweep:
     suggested: tuple[Rate, ...]
 
     def __str__(self) -> str:
-        rates = ", ".join(f"{name}={rate!r}" for name, rate in zip(self.suggested._fields, self.suggested, strict=True))
-        spread = f"highest rate from {self.highest[0]:.1e} to {self.highest[-1]:.1e}"
-        return f"{len(self.losses)} steps over {self.rate!r}, {spread}: {rates}"
+        return f"{as_text(*self._cells())}\n{wrapped(self.summary())}"
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return as_html(*self._cells(), below=[self.summary()]) + as_image(
+            self.plot(), "the loss over the learning rate"
+        )
+
+    def summary(self) -> str:
+        """What was swept."""
+        span = f"{self.highest[0]:.1e} to {self.highest[-1]:.1e}"
+        return f"{len(self.losses)} steps over {self.rate!r}, the rate of the fastest group from {span}."
+
     def plot(self) -> Figure:
         """The smoothed loss over the rate of the fastest group, with the suggestions."""
-        fig, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
-        ax.plot(self.highest, self.losses, color="0.3")
-        for name, at in zip(self.suggested._fields, self.chosen, strict=True):
-            ax.plot(at, np.interp(at, self.highest, self.losses), "o", label=f"{name}: {at:.2g}")
-        ax.set(xscale="log", xlabel="learning rate of the fastest group", ylabel="loss (smoothed)")
-        ax.legend()
-        ax.grid(alpha=0.3)
-        plt.close(fig)
+        with figure(figsize=(6, 3.5)) as (fig, ax):
+            ax.plot(self.highest, self.losses, color=GREY)
+            for name, at in zip(self.suggested._fields, self.chosen, strict=True):
+                ax.plot(at, np.interp(at, self.highest, self.losses), "o", label=f"{name}: {at:.2g}")
+            ax.set(xscale="log", xlabel="learning rate of the fastest group", ylabel="loss (smoothed)")
+            ax.legend()
+            ax.grid(alpha=0.3)
         return fig
+
+    def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        each = zip(self.suggested._fields, self.chosen, self.suggested, strict=True)
+        return ("suggested by", "highest rate", "policy"), [(name, f"{at:.2g}", repr(rate)) for name, at, rate in each]
 
 
 def lr_find(
@@ -98,8 +110,15 @@ def lr_find(
             f"the loss was good for {len(losses)} of {num_it} steps only; begin lower than start_lr={start_lr}"
         )
     chosen = tuple(float(f(highest[inner], losses[inner], num_it)[0]) for f in funcs)
-    suggested = namedtuple("Suggested", [f.__name__ for f in funcs])(*(times(rate, at / max(rates)) for at in chosen))
+    suggested = _suggested([f.__name__ for f in funcs], [times(rate, at / max(rates)) for at in chosen])
     return Sweep(rate, highest.numpy(), losses.numpy(), chosen, suggested)
+
+
+def _suggested(names: Sequence[str], rates: Sequence[Rate]) -> tuple[Rate, ...]:
+    """`rates` by name, as fastai's `lr_find` has its suggestions; a class made on the spot says itself how it is pickled."""
+    kind = namedtuple("Suggested", names)
+    kind.__reduce__ = lambda self: (_suggested, (list(self._fields), list(self)))
+    return kind(*rates)
 
 
 def times(rate: Rate, factor: float) -> Rate:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..tables import as_html
 from ..words import one_of
 
 Where = Literal["nowhere", "frozen", "pretrained", "everywhere"]
@@ -45,6 +46,14 @@ class FreezeContract:
     def __post_init__(self) -> None:
         for name, words in (("norm_affine", _AFFINE), ("hold_stats", _WHERE), ("hold_noise", _WHERE)):
             one_of(words, getattr(self, name), name)
+
+    def _repr_html_(self) -> str:
+        told = {
+            "norm_affine": "scale and shift of the norm layers in frozen groups",
+            "hold_stats": "where norm layers keep their running statistics, and normalise with them",
+            "hold_noise": "where dropout, stochastic depth and other noise is off",
+        }
+        return as_html(("option", "value", "says"), [(k, getattr(self, k), text) for k, text in told.items()])
 
 
 def held(where: Where, frozen: Sequence[bool]) -> tuple[bool, ...]:

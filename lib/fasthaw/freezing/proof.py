@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..pinned import said_of
+from ..tables import as_html, as_text, wrapped
 
 _COLUMNS = (
     "group",
@@ -107,14 +108,13 @@ class Proof:
         return f"Proved: none of {n} held tensors changed a bit.{said_of(self.pinned)}"
 
     def __str__(self) -> str:
-        from ..tables import as_text  # with what it draws tables by, which a proof that nobody prints does not need
-
-        table = as_text(_COLUMNS, [r.cells() for r in self.rows], _COLUMNS[3:])
-        return f"{table}\n{self.verdict()}"
+        return f"{as_text(*self._cells(), names=1)}\n{wrapped(self.verdict())}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from ..tables import as_html
+        return as_html(*self._cells(), names=1, below=[self.verdict()])
 
-        return f"{as_html(_COLUMNS, [r.cells() for r in self.rows])}<p>{self.verdict()}</p>"
+    def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]:
+        """Header, rows, and which columns end flush."""
+        return _COLUMNS, [r.cells() for r in self.rows], _COLUMNS[2:]

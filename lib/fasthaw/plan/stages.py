@@ -15,7 +15,7 @@ from ..freezing import FreezeContract, selected
 from ..freezing.selection import Groups, Which
 from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate, check_trains
 from ..splitters import layer_groups
-from ..tables import as_html, as_text
+from ..tables import as_html, as_text, wrapped
 from ..words import at_least, shown, wanted
 
 _MOST = 10**6  # groups that a number may select before any network is known
@@ -127,10 +127,10 @@ class Plan:
         return f"Plan({', '.join(map(repr, self.stages))})"
 
     def __str__(self) -> str:
-        return f"{as_text(*self._cells(), right={'epochs'}, rule='none')}\n{self._totals()}"
+        return f"{as_text(*self._cells(), rule='none')}\n{wrapped(self._totals())}"
 
     def _repr_html_(self) -> str:
-        return f"{as_html(*self._cells())}<p>{self._totals()}</p>"
+        return as_html(*self._cells(), below=[self._totals()])
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as dictionaries, lists, texts and numbers, with the version of that format.

@@ -14,10 +14,17 @@ from ..outside.torch import NormBase
 from ..pinned import free_params, pinned_names, said_of, wholly_pinned
 from ..rates import RateLike, as_rate
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
-from ..tables import as_html, as_text
+from ..tables import as_html, as_text, wrapped
 
 _COLUMNS = ("group", "modules", "parameters", "state", "lr", "norm layers", "noise")
-_RIGHT = {"parameters", "lr"}
+# What a word of the table means, told below it where the word is in it.
+_LEGEND = {
+    "statistics held": "statistics held: running means and variances stay as they are, and normalise",
+    "statistics move": "statistics move: those of each batch normalise, and running ones follow them",
+    "affine": "affine: scale and shift of a norm layer",
+    " on": "2\u00a0on: two modules drop at random while this trains (dropout, stochastic depth)",
+    " off": "2\u00a0off: two such modules that are kept from it",
+}
 _NOTHING_HELD = FreezeContract("trained", "nowhere", "nowhere")
 
 
@@ -48,19 +55,28 @@ class GroupTable:
     note: str
 
     def __str__(self) -> str:
-        table = as_text(_COLUMNS, [r.cells() for r in self.rows], _RIGHT)
-        return f"{table}\n{self.summary()}"
+        table = as_text(_COLUMNS, self._cells(), names=2)
+        return "\n".join([table, *(wrapped(text) for text in (self.summary(), self.legend()) if text)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"{as_html(_COLUMNS, [r.cells() for r in self.rows])}<p>{self.summary()}</p>"
+        return as_html(_COLUMNS, self._cells(), names=2, below=(self.summary(), self.legend()))
 
     def summary(self) -> str:
         """The totals, and what the table takes for granted."""
         total, trainable = sum(r.parameters for r in self.rows), sum(r.trainable for r in self.rows)
         share = f"{trainable:,} of {total:,} parameters train ({trainable / total:.1%})"
         return f"{len(self.rows)} layer groups; {share}. {self.note}"
+
+    def legend(self) -> str:
+        """What the words about norm layers and noise mean, of those that are in the table."""
+        said = "\n".join(f"{row.norm}\n{row.noise}\n" for row in self.rows)
+        told = [text for word, text in _LEGEND.items() if word in said]
+        return f"{'; '.join(told)}." if told else ""
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [row.cells() for row in self.rows]
 
 
 def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = None) -> GroupTable:
