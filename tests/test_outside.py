@@ -260,10 +260,11 @@ def test_validation_and_predictions_hold_the_lock_and_a_fit_does_not(tiny, cbs):
 
 
 def test_lr_find_goes_by_its_name(learn):
-    asks = Asks(of_fastai.will_be_undone)
-    learn.fit(1, 1e-3, cbs=asks)
-    learn.fit(1, cbs=[LRFinder(num_it=1), asks])
-    assert asks.said == [False, True] and LRFinder().name == of_fastai.LR_FINDER
+    asks, real = Asks(of_fastai.will_be_undone), Asks(of_fastai.trains_for_good)
+    learn.fit(1, 1e-3, cbs=[asks, real])
+    learn.fit(1, cbs=[LRFinder(num_it=1), asks, real])
+    learn.validate(cbs=real)
+    assert asks.said == [False, True] and real.said == [True, False, False] and LRFinder().name == of_fastai.LR_FINDER
 
 
 def test_a_batch_is_run_between_the_callbacks_and_the_network(learn):

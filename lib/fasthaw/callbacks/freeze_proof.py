@@ -12,7 +12,7 @@ from typing import Literal
 from fastai.learner import Learner
 
 from ..freezing import FreezeContract, Proof, Watch
-from ..outside.fastai import only_validates, will_be_undone
+from ..outside.fastai import trains_for_good
 from ..splitters import layer_groups
 from ..words import one_of
 from .freeze import FrozenEval
@@ -53,7 +53,7 @@ class FreezeProof(OneLearner):
         self._watch = None
 
     def before_train(self) -> None:
-        if only_validates(self.learn) or will_be_undone(self.learn):
+        if not trains_for_good(self.learn):
             return
         if self._watch is None:
             self._watch = watch(self.learn)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..freezing import frozen
 from ..groups import LayerGroup
-from ..outside.fastai import only_validates, will_be_undone
+from ..outside.fastai import trains_for_good
 from ..outside.torch import copy_to, norms, subtract
 from ..report.plots import as_image, plot_lanes
 from ..splitters import check_optimizer_groups, layer_groups
@@ -117,7 +117,7 @@ class GroupRecorder(OneLearner):
         self._groups = None
 
     def before_train(self) -> None:
-        if only_validates(self.learn) or will_be_undone(self.learn):
+        if not trains_for_good(self.learn):
             return
         if self._groups is None:
             self._begin()

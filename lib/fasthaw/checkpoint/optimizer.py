@@ -10,6 +10,7 @@ from fastai.optimizer import Lookahead, OptimWrapper
 from torch import Tensor
 
 from ..modules import unwrap
+from ..optimizer_state import inner
 from .plain import plain_values
 
 
@@ -58,10 +59,7 @@ def load_opt(learn: Learner, state: Mapping) -> None:
 
 def has_trained(opt) -> bool:
     """Whether an optimizer has the state of a step for any parameter."""
-    while isinstance(opt, Lookahead):
-        opt = opt.opt
-    state = opt.opt.state if isinstance(opt, OptimWrapper) else opt.state
-    return any(isinstance(v, Tensor) for kept in state.values() for v in kept.values())
+    return any(isinstance(v, Tensor) for kept in inner(opt).state.values() for v in kept.values())
 
 
 def check_optimizer(learn: Learner, state: Mapping) -> None:

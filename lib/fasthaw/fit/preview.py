@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..callbacks import FrozenEval, arguments_of_call
+from ..callbacks import arguments_of_call
 from ..checkpoint import generators_of, set_generators
-from ..freezing import FreezeContract, selected, trainable
+from ..freezing import FreezeContract, contract_of, selected, trainable
 from ..modules import unwrap
 from ..outside.torch import tree_leaves, tree_map
 from ..pinned import can_train, pinned_names, said_of, wholly_pinned
@@ -120,7 +120,7 @@ def preview(plan: Plan, learn: Learner) -> Preview:
     check_optimizer_groups(learn, layer_groups(learn))
     names, pinned = [g.name for g in groups], [wholly_pinned(g) for g in groups]
     check(plan, names, [n for n, p in zip(names, pinned, strict=True) if p])
-    n_batches, own = len(learn.dls.train), _contract(learn)
+    n_batches, own = len(learn.dls.train), contract_of(learn) or FreezeContract()
     counted = _Backward(learn)
     stages, rates, frozen = [], [], []
     for i, stage in enumerate(plan, 1):
@@ -159,10 +159,6 @@ def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> list[np.
             # Added up as fastai adds it up, or the last bits would differ.
             done += 1.0 / (n_batches * epochs)
     return rates
-
-
-def _contract(learn: Learner) -> FreezeContract:
-    return next((cb.contract for cb in learn.cbs if isinstance(cb, FrozenEval)), FreezeContract())
 
 
 class _Backward:

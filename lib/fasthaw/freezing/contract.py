@@ -56,6 +56,16 @@ class FreezeContract:
         return as_html(("option", "value", "says"), [(k, getattr(self, k), text) for k, text in told.items()])
 
 
+def contract_of(learn: object) -> FreezeContract | None:
+    """The contract that a learner's `FrozenEval` keeps; None where it has none.
+
+    The callback is known by what it holds, as freezing knows no callbacks. What no contract means is for the caller to say: a
+    proof asks for `FreezeContract()`, a table says that nothing is held.
+    """
+    contracts = (vars(cb).get("contract") for cb in getattr(learn, "cbs", ()))
+    return next((c for c in contracts if isinstance(c, FreezeContract)), None)
+
+
 def held(where: Where, frozen: Sequence[bool]) -> tuple[bool, ...]:
     """For each group whether `where` reaches it, given which groups are frozen; the last one is the head.
 

@@ -11,12 +11,12 @@ from torch import nn
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
 from ..optimizer_state import state_of
-from ..pinned import may_train, pinned_names
+from ..pinned import may_train
 from .contract import FreezeContract
 from .fingerprints import changed, fingerprints
 from .modes import held_groups, held_modules, needs_train_mode
 from .proof import GroupProof, Proof
-from .selection import frozen
+from .selection import frozen, trainable
 
 
 @dataclass
@@ -166,12 +166,7 @@ class Watch:
 
 def _still(group: LayerGroup, is_frozen: bool, contract: FreezeContract, *, stats: bool, noise: bool) -> set[str]:
     """The names of the tensors that must not move: frozen parameters, and buffers of modules that are held."""
-    norm_trains = contract.norm_affine == "trained"
-
-    def module_of(name: str) -> nn.Module | None:
-        return group.modules.get(parent_name(name))
-
-    params = {n for n, _ in group.named_params() if is_frozen and not (norm_trains and is_norm(module_of(n)))}
-    owners = {n: module_of(n) for n, _ in group.named_buffers()}
-    params |= {*pinned_names(group)}
+    trains = trainable(group, not is_frozen, contract)
+    params = {n for n, _ in group.named_params() if n not in trains}
+    owners = {n: group.modules.get(parent_name(n)) for n, _ in group.named_buffers()}
     return params | {n for n, m in owners.items() if m is not None and (stats if is_norm(m) else noise)}

@@ -40,6 +40,11 @@ def will_be_undone(learn: Learner) -> bool:
     return hasattr(learn, LR_FINDER)
 
 
+def trains_for_good(learn: Learner) -> bool:
+    """Whether the fit that goes on is one to write down: neither validation alone, nor a sweep that will be undone."""
+    return not only_validates(learn) and not will_be_undone(learn)
+
+
 def who_runs_batches(learn: Learner) -> Callable[[], None] | None:
     """What was put in place of the method that runs a batch between `before_batch` and `after_batch`; None for nothing."""
     return vars(learn).get("_do_one_batch")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..freezing import FreezeContract, frozen, held, makes_noise, needs_train_mode, trainable
+from ..freezing import FreezeContract, contract_of, frozen, held, makes_noise, needs_train_mode, trainable
 from ..groups import LayerGroup
 from ..modules import is_norm, parent_name
 from ..outside.torch import NormBase
@@ -92,7 +92,7 @@ def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = N
     groups = layer_groups(of, splitter)
     contract, rates, note = None, (None,) * len(groups), ""
     if hasattr(of, "cbs") and not isinstance(of, nn.Module):
-        contract, rates, note = _contract(of), _rates_now(of, groups), _other_groups(of, groups)
+        contract, rates, note = contract_of(of), _rates_now(of, groups), _other_groups(of, groups)
     rates = rates if lr is None else as_rate(lr)(len(groups))
     holds = "No FrozenEval: norm layers and noise follow the training mode." if contract is None else f"{contract}."
     doubts = "".join(f" {g.note[:1].upper()}{g.note[1:]}." for g in groups if g.note)
@@ -118,11 +118,6 @@ def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = N
             )
         )
     return GroupTable(tuple(rows), note)
-
-
-def _contract(learn) -> FreezeContract | None:
-    contracts = (vars(cb).get("contract") for cb in learn.cbs)
-    return next((c for c in contracts if isinstance(c, FreezeContract)), None)
 
 
 def _rates_now(learn, groups: Sequence[LayerGroup]) -> tuple[float | None, ...]:
