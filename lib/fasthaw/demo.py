@@ -92,7 +92,10 @@ class Steps(Callback):
     run_valid = False
 
     def __init__(self) -> None:
-        self.rates, self.frozen, self.loss_at, self.starts = [], [], [], []
+        self.rates: list[list[float]] = []
+        self.frozen: list[tuple[bool, ...]] = []
+        self.loss_at: list[float] = []
+        self.starts: list[int] = []
 
     def before_fit(self) -> None:
         self.starts.append(len(self.loss_at))

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 from .words import at_least, is_finite, shown
 
@@ -232,7 +232,7 @@ def as_rate(rate: RateLike) -> Rate:
             raise ValueError(f"a slice of rates is slice(hi) or slice(lo, hi); got {shown(rate)}")
         return Flat(rate.stop, body_div=10) if rate.start is None else Geometric(rate.start, rate.stop)
     if isinstance(rate, Real) and not isinstance(rate, bool):
-        return Flat(rate)
+        return Flat(cast(float, rate))
     if callable(rate) and not isinstance(rate, type):
         return Computed(rate)
     raise TypeError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from numbers import Number
+from typing import Any
 
 from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner
@@ -50,7 +51,9 @@ class FrozenEval(OneLearner):
         self.keeper = Keeper(contract)
         self._own: Callable[[], None] | None = None
         self._epochs: Standin | None = None
-        self._clear()
+        self._known: tuple = ()
+        self._trained: set[int] = set()
+        self._fresh = False
 
     def __repr__(self) -> str:
         return f"FrozenEval({self.contract})"
@@ -124,9 +127,7 @@ class FrozenEval(OneLearner):
 
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
-        self._known: tuple = ()
-        self._trained: set[int] = set()
-        self._fresh = False
+        self._known, self._trained, self._fresh = (), set(), False
         self._step_out()
 
     def _enforce(self, groups: tuple[LayerGroup, ...]) -> None:
@@ -144,7 +145,7 @@ class FrozenEval(OneLearner):
 
     def _epoch(self) -> None:
         """All batches of an epoch, from which a Ctrl-C or an error takes away what is there for its time."""
-        epochs = self._epochs.real
+        epochs = self.learn.all_batches if self._epochs is None else self._epochs.real
         with Undone(self._step_in, self._step_out_of_epoch):
             epochs()
 
@@ -185,7 +186,7 @@ class FrozenEval(OneLearner):
         else:
             run_batch(self.learn)
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name == "learn" and value is None:
             self._step_out()  # an interrupted fit does not get to `after_fit`
             if isinstance(self._epochs, Standin):

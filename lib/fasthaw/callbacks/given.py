@@ -16,8 +16,7 @@ def given(cbs: object) -> list[Callback | type[Callback]]:
     Raises:
         TypeError: something in it is no callback.
     """
-    several = isinstance(cbs, list | tuple | set | L | Iterator)
-    found = [] if cbs is None else list(cbs) if several else [cbs]
+    found = [] if cbs is None else list(cbs) if isinstance(cbs, list | tuple | set | L | Iterator) else [cbs]
     for cb in found:
         if not isinstance(cb, Callback) and not (isinstance(cb, type) and issubclass(cb, Callback)):
             raise TypeError(f"cbs is a fastai Callback or a list of them; {shown(cb)} came")

@@ -44,20 +44,22 @@ class GroupRecorder(OneLearner):
     """
 
     order, run_valid = 90, False  # after schedulers, and after what unscales or clips gradients
-    _stateattrs = ("_start", "_groups", "_live", "_before")
+    _stateattrs = ("_start", "_groups", "_live", "_before", "_taken")
 
     def __init__(self, every: int = 5) -> None:
         self.every = at_least(1, every, "every is how many steps apart norms are taken")
         self._names: tuple[str, ...] = ()
         self._rows: list[_Step] = []
-        self._fits = 0
+        self._fits = self._due = 0
+        self._frozen: tuple[bool, ...] = ()
         self._init_state()
 
     def _init_state(self) -> None:
         self._start: dict[str, Tensor] = {}
-        self._groups: tuple[LayerGroup, ...] | None = None
+        self._groups: tuple[LayerGroup, ...] = ()  # none until the first training batches of a fit
         self._live: list[tuple[int, str, nn.Parameter]] = []
-        self._before: list[Tensor] | None = None
+        self._before: tuple[Tensor, list[Tensor]] | None = None  # norms of the gradient, and the weights
+        self._taken: Tensor | None = None
 
     def __repr__(self) -> str:
         groups = f" of {len(self._names)} groups" if self._names else ""
@@ -72,9 +74,9 @@ class GroupRecorder(OneLearner):
         """One row a step and group: fit, epoch, step, group, frozen, lr, mom, and the norms where they were taken."""
         steps, n = len(self._rows), len(self._names)
         norms = np.full((steps, len(NORMS), n), np.nan)
-        taken = [i for i, row in enumerate(self._rows) if row.norms is not None]
+        taken = {i: row.norms for i, row in enumerate(self._rows) if row.norms is not None}
         if taken:
-            norms[taken] = torch.stack([self._rows[i].norms for i in taken]).cpu().numpy()
+            norms[[*taken]] = torch.stack([*taken.values()]).cpu().numpy()
         columns = {
             "fit": np.repeat([row.fit for row in self._rows], n),
             "epoch": np.repeat([row.epoch for row in self._rows], n),
@@ -114,42 +116,45 @@ class GroupRecorder(OneLearner):
         return plot_lanes(self._names, frame["frozen"].to_numpy().reshape(shape), panels, starts=starts)
 
     def before_fit(self) -> None:
-        self._groups = None
+        self._groups = ()
 
     def before_train(self) -> None:
         if not trains_for_good(self.learn):
             return
-        if self._groups is None:
+        if not self._groups:
             self._begin()
         self._look()
 
     def before_step(self) -> None:
-        if self._groups is None or len(self._rows) < self._due:
+        if not self._groups or len(self._rows) < self._due:
             return
         self._look()
         if self._live:
-            self._grads = self._by_group([p.grad for _, _, p in self._live])
-            self._before = [p.detach().clone() for _, _, p in self._live]
+            grads = self._by_group([p.grad for _, _, p in self._live if p.grad is not None])
+            self._before = grads, [p.detach().clone() for _, _, p in self._live]
 
     def after_step(self) -> None:
         if self._before is None:
             return
+        grads, before = self._before
         params = [p.detach() for _, _, p in self._live]
         weights = self._by_group(params)
-        subtract(self._before, params)
-        updates = self._by_group(self._before)
+        subtract(before, params)
+        updates = self._by_group(before)
         # The copy is free again, so the distance needs no memory of its own.
-        copy_to(self._before, params)
-        subtract(self._before, [self._start[n] for _, n, _ in self._live])
+        copy_to(before, params)
+        subtract(before, [self._start[n] for _, n, _ in self._live])
         # On the device until somebody asks, so that no step waits for it.
-        self._taken = torch.stack([self._grads, updates / weights, self._by_group(self._before)])
+        self._taken = torch.stack([grads, updates / weights, self._by_group(before)])
         self._before, self._due = None, len(self._rows) + self.every
 
     def after_batch(self) -> None:
-        if self._groups is None:
+        if not self._groups:
             return
         hypers = self.learn.opt.hypers
-        lacking = [{}] * (len(self._groups) - len(hypers))  # parameters in no list of the optimizer come first
+        lacking: list[dict[str, float]] = [{}] * (
+            len(self._groups) - len(hypers)
+        )  # parameters in no list of the optimizer come first
         lr, mom = ([float(h.get(k, np.nan)) for h in [*lacking, *hypers]] for k in ("lr", "mom"))
         self._rows.append(_Step(self._fits - 1, self.learn.epoch, self._frozen, lr, mom, self._taken))
         self._taken = None
@@ -167,8 +172,9 @@ class GroupRecorder(OneLearner):
         self._taken = self._before = None
         for name, p in (pair for g in self._groups for pair in g.named_params()):
             known = self._start.get(name)
-            same = known is not None and known.shape == p.shape
-            self._start[name] = known.to(p.device) if same else p.detach().clone()
+            if known is None or known.shape != p.shape:
+                known = p.detach().clone()
+            self._start[name] = known.to(p.device)
 
     def _look(self) -> None:
         """Which groups are frozen now, and what a step will move."""

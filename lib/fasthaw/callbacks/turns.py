@@ -6,6 +6,8 @@ any other is known once it has come back: it trained, was switched off and is on
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from fastai.learner import Learner
 from torch import nn
 
@@ -26,12 +28,12 @@ class Turns:
         return {}  # a copy belongs to another network
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__()
+        Turns.__init__(self)
 
     def begin(self, learn: Learner) -> None:
         """At the start of a fit, before a `GANTrainer` switches: what is off in a half that is on was frozen by the user."""
         self._seen_on, self._off_since, self._back = set(), set(), set()
-        gan, model = hasattr(learn, "gan_trainer"), unwrap(learn.model)
+        gan, model = hasattr(learn, "gan_trainer"), cast(Any, unwrap(learn.model))
         halves = [list(half.parameters()) for half in (model.generator, model.critic)] if gan else []
         self._halves = {id(p) for half in halves for p in half}
         for half in halves:

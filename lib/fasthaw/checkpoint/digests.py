@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from inspect import isroutine
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,8 @@ class _Look:
     """One look: what was found by name, and the digests of what was met."""
 
     def __init__(self, root: str) -> None:
-        self.root, self.found = root, {}
+        self.root = root
+        self.found: dict[str, str] = {}
         self._met: dict[int, tuple[object, str]] = {}  # the object is kept alive, so that no other gets its id
         self._whole = self._files = True
 
@@ -173,7 +175,7 @@ class _Look:
             value = value[_spread(len(value), _LARGE_ITEMS)]
         if isinstance(value, Tensor):
             value = value.detach().cpu().as_subclass(Tensor).contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
     def _feed_list(self, digest, values: list | tuple) -> None:
         digest.update(f"{len(values)}".encode())
@@ -270,7 +272,7 @@ def _of_global(value: object, depth: int = 3) -> object:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _dispatched_to(value: object) -> list | None:
+def _dispatched_to(value: Any) -> list | None:
     """The functions that a transform of fastai chooses from by type: plum's, and fastcore's own before fastai 2.8."""
     if type(value).__name__ == "TypeDispatch":
         return [f for by_second in value.funcs.d.values() for f in by_second.d.values()] + list(value.bases)

@@ -41,7 +41,8 @@ def save(path: Path, state: Mapping) -> None:
     body = Body()
     try:
         with open(temporary, "xb") as body.file:
-            torch.save({_MARK: FORMAT, "parts": {}, **plain_values(state, copy=False)}, body)
+            # torch asks of a file for `write` and `flush` alone.
+            torch.save({_MARK: FORMAT, "parts": {}, **plain_values(state, copy=False)}, body)  # type: ignore[arg-type]
             body.write_last_line()
             os.fsync(body.file.fileno())
         os.replace(temporary, path)
@@ -112,8 +113,9 @@ class Body:
     """
 
     def __init__(self) -> None:
-        self.file: BinaryIO | None = None
-        self.size, self.digest, self.failed = 0, hashlib.blake2b(digest_size=32), None
+        self.file: BinaryIO = io.BytesIO()  # until `save` has opened one
+        self.size, self.digest = 0, hashlib.blake2b(digest_size=32)
+        self.failed: OSError | None = None
 
     def write(self, some: bytes) -> int:
         """Called by torch for each piece."""

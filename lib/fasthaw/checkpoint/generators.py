@@ -67,7 +67,7 @@ def _gpus(learn: Learner) -> list[torch.device]:
 
 def _generators(learn: Learner) -> list[random.Random | torch.Generator]:
     """Those that data loaders keep to themselves: fastai's `rng`, torch's `generator`, of the sampler too."""
-    found = []
+    found: list[random.Random | torch.Generator] = []
     for loader in learn.dls.loaders:
         sampler = getattr(loader, "sampler", None)
         for value in (vars(loader).get("rng"), vars(loader).get("generator"), getattr(sampler, "generator", None)):

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from ..words import shown
@@ -28,14 +29,14 @@ from .file import begun, replaceable, temporary_of
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FILE_NAME = "fasthaw_plan.pt"
 _LOCK = ".fasthaw-lock"
 _WANTED = "checkpoint is a file to write, or a directory that exists"
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # Threads, where the file system answers `flock` with locks of the whole process (NFS), and what a fork must let go of.
-_held: dict[Path, object] = {}
+_held: dict[Path, IO] = {}
 _guard = threading.Lock()
 
 

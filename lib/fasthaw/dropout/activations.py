@@ -73,14 +73,14 @@ def called_kinds(module: nn.Module) -> frozenset[type[nn.Module]]:
     """The kinds of activation that the forward of `module` itself calls as functions; none for an activation module."""
     if kind_of(module) is not None:
         return frozenset()
-    kinds, attributes = _read(type(module))
+    kinds, attributes = _read(type(module))  # type: ignore[arg-type]  # mypy asks a class for its instances' hash
     held = vars(module)
     return kinds | {_IDS[id(held[a])] for a in attributes if id(held.get(a)) in _IDS}
 
 
 def attributes_read(module: nn.Module) -> frozenset[str]:
     """The names of the attributes of `self` that the forward of `module` uses."""
-    return _read(type(module))[1]
+    return _read(type(module))[1]  # type: ignore[arg-type]  # mypy asks a class for its instances' hash
 
 
 @cache

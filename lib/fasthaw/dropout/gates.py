@@ -34,7 +34,7 @@ def is_gate(module: nn.Module) -> bool:
     """Whether `module` pools, squashes and multiplies, and holds one to four pointwise layers."""
     if type(module).__name__ in _BY_NAME:
         return True
-    names, product = _own_code(type(module))
+    names, product = _own_code(type(module))  # type: ignore[arg-type]  # mypy asks a class for its instances' hash
     inside = list(module.modules())
     return (
         product
@@ -54,7 +54,8 @@ def _few_pointwise_layers(inside: list[nn.Module]) -> bool:
 @cache
 def _own_code(cls: type[nn.Module]) -> tuple[frozenset[str], bool]:
     """The names that the forward of `cls` uses, and whether it multiplies."""
-    names, product = set(), False
+    names: set[str] = set()
+    product = False
     for _, code in codes(cls):
         names.update(code.co_names)
         product = product or any(multiplies(step) for step in dis.get_instructions(code))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -59,7 +59,7 @@ def insert_dropout(
     _check_not_compiled(model, root)
     places = find_places(root, after)
     p_at = probabilities(root, [place.name for place in places], p, within, splitter)
-    _check_any(places, p_at, p if within is None else within)
+    _check_any(places, p_at, within if within is not None else p if isinstance(p, Mapping) else ())
     places = [place for place in places if place.name in p_at]
     _check_new(places)
     check_hosts(places)
@@ -86,13 +86,13 @@ def remove_dropout(model: nn.Module) -> nn.Module:
 
 
 def _watch_inside(host: nn.Module) -> None:
-    """WatchedForward each module inside that calls activation functions itself: its calls are not its container's."""
+    """Watch each module inside that calls activation functions itself: its calls are not its container's."""
     for module in host.modules():
         if (kind_of(module) or called_kinds(module)) and "forward" not in vars(module):
             module.forward = WatchedForward(module)
 
 
-def _check_any(places: Sequence[Place], p_at: dict[str, float], asked: object) -> None:
+def _check_any(places: Sequence[Place], p_at: dict[str, float], asked: Iterable[str]) -> None:
     if not p_at:
         where = asked if isinstance(asked, str) else ", ".join(asked)
         first, last = (place.name or "the root" for place in (places[0], places[-1]))

@@ -16,6 +16,7 @@ from types import CodeType
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ..outside.torch import DropoutNd
 from .activations import KIND_OF_FUNCTION
@@ -32,6 +33,8 @@ class InsertedDropout(DropoutNd):
     `kind` is "channel" (whole channels of `(n, c, ...)`, as `nn.Dropout2d`), "element" (as `nn.Dropout`), or "auto": by
     channel from four dimensions on.
     """
+
+    handle: RemovableHandle  # of the hook, where the child is applied by one
 
     def __init__(self, p: float, kind: str, after: str) -> None:
         super().__init__(p)
@@ -55,7 +58,7 @@ class InsertedDropout(DropoutNd):
 
 def drop_output(host: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
     """The forward hook; a function of a module, not a closure, so that it pickles."""
-    child = host._modules[AFTER_OUTPUT]
+    child: InsertedDropout = host._modules[AFTER_OUTPUT]  # type: ignore[assignment]
     return child(output) if child.training else None
 
 
@@ -77,13 +80,14 @@ class WatchedForward:
         return type(self.host).forward.__code__  # torch.export reports where a network is defined
 
     def __call__(self, *args, **kwargs):
-        forward, child = type(self.host).forward, self.host._modules.get(AFTER_CALLS)
-        drops, around = child is not None and child.training, getattr(_state, "watch", None)
-        if not drops and around is None:  # nothing to keep apart; torch 2.4 cannot compile the rest
+        forward, around = type(self.host).forward, getattr(_state, "watch", None)
+        child: InsertedDropout | None = self.host._modules.get(AFTER_CALLS)  # type: ignore[assignment]
+        drops = child if child is not None and child.training else None
+        if drops is None and around is None:  # nothing to keep apart; torch 2.4 cannot compile the rest
             return forward(self.host, *args, **kwargs)
         _state.watch = self
         try:
-            with _DropCalls(self, child) if drops else nullcontext():
+            with nullcontext() if drops is None else _DropCalls(self, drops):
                 return forward(self.host, *args, **kwargs)
         finally:
             _state.watch = around
@@ -118,8 +122,9 @@ def add_after_calls(host: nn.Module, child: InsertedDropout, kinds: frozenset[ty
 
 def take_out(host: nn.Module) -> None:
     """Undo all of the above on one module, in place."""
-    if AFTER_OUTPUT in host._modules:
-        host._modules.pop(AFTER_OUTPUT).handle.remove()
+    child = host._modules.pop(AFTER_OUTPUT, None)
+    if isinstance(child, InsertedDropout):
+        child.handle.remove()
     host._modules.pop(AFTER_CALLS, None)
     if isinstance(vars(host).get("forward"), WatchedForward):
         del host.forward

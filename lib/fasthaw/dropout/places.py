@@ -42,7 +42,9 @@ def find_places(model: nn.Module, after: After) -> list[Place]:
     """
     wanted = tuple(after) if isinstance(after, Sequence | Set) and not isinstance(after, str | bytes) else (after,)
     _check_after(wanted)
-    gates, occurs, in_gate = in_gates(model), set(), set()
+    gates = in_gates(model)
+    occurs: set[object] = set()
+    in_gate: set[object] = set()
     places: dict[tuple[int, bool], Place] = {}
     for name, module in ((n, m) for n, m in model.named_modules() if not isinstance(m, InsertedDropout)):
         by_type = [w for w in wanted if isinstance(w, type) and (isinstance(module, w) or kind_of(module) is w)]
@@ -69,7 +71,8 @@ def channels_of(model: nn.Module, place: Place) -> str:
     """
     feeding = _weights(place.host.modules()) if place.calls else _feeding(model, place)
     linear = {isinstance(m, nn.Linear) for m in feeding}
-    return {(True,): "element", (False,): "channel"}.get(tuple(linear), "auto")
+    kinds: dict[tuple[bool, ...], str] = {(True,): "element", (False,): "channel"}
+    return kinds.get(tuple(linear), "auto")
 
 
 def _feeding(model: nn.Module, place: Place) -> list[nn.Module]:

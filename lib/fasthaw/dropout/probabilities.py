@@ -53,11 +53,11 @@ def group_name(groups: Sequence[LayerGroup], module: str) -> str:
     return next(g.name for g in reversed(groups) if any(n == module or n.startswith(inside) for n in g.modules))
 
 
-def checked(p: Real) -> float:
+def checked(p: object) -> float:
     """`p` as a plain float in [0, 1)."""
     if not isinstance(p, Real) or isinstance(p, bool):
         raise TypeError(f"a dropout probability is a number in [0, 1); got {shown(p)} ({type(p).__name__})")
-    if not 0 <= p < 1:
+    if not is_finite(p) or not 0 <= float(p) < 1:
         got = p if is_finite(p) else shown(p)
         raise ValueError(f"a dropout probability lies in [0, 1): at 1 nothing is left to train on; got {got}")
     return float(p)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 from fastai.learner import Learner
 from torch import nn
@@ -60,7 +61,9 @@ def arms_of(question: str, epochs: int, lr: float, *, head_epochs: int = 1) -> d
 
 def _contracts(epochs: int, lr: float, _: int) -> dict[str, Arm]:
     arms: dict[str, Arm] = {}
-    for stats, affine, noise in product(("frozen", "nowhere"), ("fixed", "trained"), ("frozen", "nowhere")):
+    stats_words: tuple[Literal["frozen", "nowhere"], ...] = ("frozen", "nowhere")
+    affine_words: tuple[Literal["fixed", "trained"], ...] = ("fixed", "trained")
+    for stats, affine, noise in product(stats_words, affine_words, stats_words):
         words = ["statistics held" if stats == "frozen" else "statistics move"]
         words += [f"affine {affine}", "noise off" if noise == "frozen" else "noise on"]
         contract = FreezeContract(norm_affine=affine, hold_stats=stats, hold_noise=noise)
@@ -142,6 +145,9 @@ class _Fastai:
                 if isinstance(m, _BATCH_NORMS):
                     m.momentum = max(m.momentum or 0.0, momentum)
         self.train(learn)
+
+    def train(self, learn: Learner) -> None:
+        raise NotImplementedError
 
 
 class _Freeze(_Fastai):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import joblib
 import torch
@@ -144,7 +145,7 @@ def _named(metrics: Callable | Sequence[Callable] | None, learn: Learner) -> dic
     odd = next((m for m in some if not callable(m)), None)
     if not some or odd is not None:
         raise TypeError(f"metrics are functions of (predictions, targets); {metrics!r} came")
-    return {getattr(m, "__name__", None) or getattr(m, "name", type(m).__name__): m for m in some}
+    return {str(getattr(m, "__name__", None) or getattr(m, "name", type(m).__name__)): m for m in some}
 
 
 def _task(learn: Learner, metrics: Mapping[str, Callable], extra_dls: Mapping[str, object]) -> dict[str, object]:
@@ -171,7 +172,7 @@ def _key(arm: Plan | Callable) -> str:
     return f"{getattr(arm, '__qualname__', type(arm).__name__)} {about.hexdigest()}"
 
 
-def _parts(f: object) -> Iterator[object]:
+def _parts(f: Any) -> Iterator[object]:
     if isinstance(f, partial):
         yield from _parts(f.func)
         for value in (*f.args, *sorted(f.keywords.items())):

@@ -86,9 +86,9 @@ class Comparison:
         found = []
         for run in self._finished(arm):
             other = self._run(self.baseline, run.seed)
-            if other is None or not other.history or other.history[-1].get(self.metric) is None:
+            goal = other.history[-1].get(self.metric) if other is not None and other.history else None
+            if goal is None:
                 return None
-            goal = other.history[-1][self.metric]
             at = next((i for i, e in enumerate(run.history, 1) if self._reaches(e.get(self.metric), goal)), None)
             if at is None:
                 return None
@@ -180,12 +180,11 @@ class Comparison:
         scores = [(self._score(a, where), self._score(b, where)) for a, b in pairs]
         if not scores:
             return None
-        by_item = all(s.items is not None for pair in scores for s in pair) and all(
-            a.targets == b.targets for a, b in scores
-        )
+        items = [(a.items, b.items) for a, b in scores if a.items is not None and b.items is not None]
+        by_item = len(items) == len(scores) and all(a.targets == b.targets for a, b in scores)
         same = by_item and len({a.targets for a, _ in scores}) == 1
         if by_item:
-            return paired_interval([np.subtract(a.items, b.items) for a, b in scores], same_items=same)
+            return paired_interval([np.subtract(a, b) for a, b in items], same_items=same)
         return paired_interval([np.array([a.value - b.value]) for a, b in scores], same_items=False)
 
     def _score(self, run: Run, where: str) -> Score:

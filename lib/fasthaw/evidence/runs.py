@@ -150,7 +150,7 @@ def digest(t: Tensor) -> str:
     """What tells one tensor from another: shape, dtype and bits."""
     whole = t.detach().cpu().contiguous()
     about = hashlib.blake2b(f"{whole.dtype}{tuple(whole.shape)}".encode(), digest_size=8)
-    about.update(whole.reshape(-1).view(torch.uint8).numpy())
+    about.update(whole.reshape(-1).view(torch.uint8).numpy().data)
     return about.hexdigest()
 
 

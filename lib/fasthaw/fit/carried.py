@@ -66,7 +66,7 @@ class StateOfCallbacks(Callback):
 
     def __init__(self, learn: Learner) -> None:
         self.refused, self._begin = False, {id(cb): _state(learn, cb) for cb in _others(learn)}
-        self._looked = set()
+        self._looked: set[str] = set()
         self._plain = {id(cb): _plain(cb) for cb in _others(learn)}
 
     def before_batch(self) -> None:

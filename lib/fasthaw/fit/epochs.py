@@ -29,7 +29,8 @@ class StopAtNonFinite(Callback):
     order = -5  # right after the modes are set
 
     def __init__(self) -> None:
-        self.found = ""
+        self.found, self._at = "", 0
+        self._finite: torch.Tensor | None = None
 
     def before_fit(self) -> None:
         self._finite, self.found = None, ""
@@ -112,7 +113,7 @@ class SameRandomNumbers(Callback):
     order = -1000  # before any callback may draw a random number
 
     def __init__(self, random: Mapping) -> None:
-        self.random = random
+        self.random: Mapping | None = random
 
     def before_epoch(self) -> None:
         random, self.random = self.random, None

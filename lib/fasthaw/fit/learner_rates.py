@@ -30,7 +30,7 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
     wanted(Learner, learn, "lrs takes a fastai Learner and a rate")
     groups = layer_groups(learn)
     check_optimizer_groups(learn, groups)
-    groups = [g for g in groups if g.name != UNLISTED]
+    groups = tuple(g for g in groups if g.name != UNLISTED)
     rates = rates_for(as_rate(rate), [not wholly_pinned(g) for g in groups])
     check_trains([g.name for g in groups], [not f for f in frozen(groups)], rates)
     if any(a > b for a, b in pairwise(rates)):

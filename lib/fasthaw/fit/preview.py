@@ -166,7 +166,8 @@ class _Backward:
 
     def __init__(self, learn: Learner) -> None:
         self.learn, self.model = learn, unwrap(learn.model)
-        self.inputs, self.known, self.why = _two_items(learn), {}, ""
+        self.inputs, self.why = _two_items(learn), ""
+        self.known: dict[frozenset[str], int] = {}
         try:
             self.whole = self._count({n for n, p in self.model.named_parameters() if can_train(p)})
         # The forward is the user's: it may raise anything, for being run on two items. Then nothing is counted, and said.

@@ -135,8 +135,8 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEva
         run = _Run(learn, plan, path, frozen_eval.contract)
         if path is not None:
             check_callbacks(learn)
-        if resume and path is not None and path.exists():
-            run.resume(learn.cbs, anyway=resume == "anyway")
+        if resume and path is not None and run.same is not None and path.exists():
+            run.resume(path, run.same, learn.cbs, anyway=resume == "anyway")
         else:
             run.keep(snapshot(learn), epoch=0)
     except BaseException:
@@ -160,10 +160,10 @@ class _Run:
         self.same = None if path is None else SameRun(learn, plan, names, contract)
         self.watch = None if path is None else StateOfCallbacks(learn)
 
-    def resume(self, cbs: Sequence[Callback], *, anyway: bool) -> None:
+    def resume(self, path: Path, same: SameRun, cbs: Sequence[Callback], *, anyway: bool) -> None:
         """Go to where the checkpoint was written."""
-        saved = load(self.path)
-        differences = self.same.differences(saved["run"])
+        saved = load(path)
+        differences = same.differences(saved["run"])
         if not anyway and any(d.startswith(("its plan", "its groups", "its batches")) for d in differences):
             raise self._another(differences)
         check_fits(self.learn, saved["state"])
@@ -177,7 +177,7 @@ class _Run:
             )
         if saved["stage"] == len(self.plan) and not anyway:
             self._check_not_trained_further(saved["state"]["model"])
-        for told in (*differences, self.same.other_metrics(saved["run"])):
+        for told in (*differences, same.other_metrics(saved["run"])):
             if told:
                 warnings.warn(f"{self.path}: {told}", stacklevel=4)
         put_back(self.learn, saved["state"])
@@ -225,7 +225,7 @@ class _Run:
         train_only(groups, stage.train)
         guard, own, self.begun = StopAtNonFinite(), frozen_eval.contract, time.perf_counter()
         frozen_eval.contract = stage.contract or own
-        skips = nullcontext()
+        skips: AbstractContextManager = nullcontext()
         if self.epoch:
             skips = epochs_from(learn, self.epoch)
             for name, p in unwrap(learn.model).named_parameters():
@@ -273,7 +273,7 @@ class _Run:
         self.last, self.epoch = state, epoch
         at_start = f"the end of stage {self.stage}" if self.stage else "the start of the run"
         self.where = f"stage {self.stage + 1}, epoch {epoch}" if epoch else at_start
-        if self.path is None or not (self.stage or epoch) or not _writes():
+        if self.path is None or self.same is None or not (self.stage or epoch) or not _writes():
             return
         save(
             self.path,

@@ -8,6 +8,7 @@ out. Random generators stay where they are and no item is read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastai.learner import Learner
 
@@ -69,10 +70,10 @@ class SameRun:
 
     def other_metrics(self, saved: Mapping) -> str:
         """What a warning says about metrics; empty where they are the same."""
-        here = self._metrics()
-        if here == saved["metrics"]:
+        metrics = self._metrics()
+        if metrics == saved["metrics"]:
             return ""
-        there, here = (", ".join(m) or "none" for m in (saved["metrics"], here))
+        there, here = (", ".join(m) or "none" for m in (saved["metrics"], metrics))
         return f"the checkpoint's metrics were {there}, and here they are {here}: epochs before have no values of the others"
 
     def _look(self) -> dict[str, dict[str, str]]:
@@ -117,7 +118,7 @@ def _length(dataset) -> str:
     except TypeError:
         return "unknown"
     for key in ("items", "samples", "imgs", "files", "paths"):
-        rows = getattr(dataset, key, None)
+        rows: Any = getattr(dataset, key, None)
         if isinstance(rows, str | bytes) or not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__") or not n:
             continue
         if type(rows).__module__.partition(".")[0] == "pandas" or len(rows) != n:

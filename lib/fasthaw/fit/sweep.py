@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Sweep:
     highest: np.ndarray
     losses: np.ndarray
     chosen: tuple[float, ...]
-    suggested: tuple[Rate, ...]
+    suggested: Any  # a named tuple: a policy for each function
 
     def __str__(self) -> str:
         return f"{as_text(*self._cells())}\n{wrapped(self.summary())}"
@@ -147,7 +148,9 @@ class _Sweep(ParamScheduler):
     def __init__(self, ratios: Sequence[float], start: float, end: float, num_it: int, stop_div: bool) -> None:
         super().__init__({"lr": self._rates})
         self.ratios, self.start, self.end, self.num_it, self.stop_div = ratios, start, end, num_it, stop_div
-        self.highest, self.losses, self._smooth = [], [], AvgSmoothLoss()
+        self.highest: list[float] = []
+        self.losses: list[float] = []
+        self._smooth = AvgSmoothLoss()
         self._smooth.reset()
 
     def _rates(self, position: float) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import ScriptObject, Tensor
 from torch.jit import ScriptModule
@@ -55,7 +54,7 @@ def _digest(value: object) -> str:
     return digest.hexdigest()
 
 
-def _parts(value: object) -> Iterator[bytes | np.ndarray]:
+def _parts(value: object) -> Iterator[bytes | memoryview]:
     """Everything that tells one value from another: dtype, shape and bits of all tensors in it."""
     if isinstance(value, ScriptObject):
         value = value.__getstate__()
@@ -76,7 +75,7 @@ def _parts(value: object) -> Iterator[bytes | np.ndarray]:
         whole = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
         yield f"{whole.dtype}{tuple(whole.shape)}".encode()
         flat = whole.reshape(-1)
-        yield (torch.view_as_real(flat) if flat.is_complex() else flat).view(torch.uint8).numpy()
+        yield (torch.view_as_real(flat) if flat.is_complex() else flat).view(torch.uint8).numpy().data
 
 
 def _steps(t: Tensor) -> list[object]:

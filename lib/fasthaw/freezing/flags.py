@@ -80,7 +80,7 @@ def reads_flag(module: nn.Module) -> bool:
     own = [f for f in vars(module).values() if isinstance(f, types.FunctionType | types.MethodType)]
     return (
         isinstance(module, torch.jit.ScriptModule)
-        or _class_reads_flag(type(module))
+        or _class_reads_flag(type(module))  # type: ignore[arg-type]  # mypy asks a class for its instances' hash
         or any(_speaks_of_training(f) for f in own)
     )
 
@@ -152,7 +152,7 @@ class _Trial:
         if differs != _VALUES:
             return False
         before = [b.clone() for b in module.buffers()]
-        moved = []
+        moved: list[bool] = []
         self._run([module], then=lambda: moved.extend(map(_unequal, before, module.buffers())))
         return any(moved)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..groups import LayerGroup
 from ..modules import unwrap
-from ..outside.torch import call_compiled_by, compiled_call, is_compiled
+from ..outside.torch import call_compiled_by, compiled_call
 from ..splitters import Splitter, layer_groups
 from .contract import FreezeContract
 from .keeper import Keeper
@@ -70,7 +70,8 @@ class HeldFrozen:
         self._model, self._groups = model, groups
         self._modes = [(m, m.training) for m in unwrap(model).modules()]
         self._flags = [(p, p.requires_grad) for g in groups for p in g.params()]
-        self._keeper, self._proof = Keeper(contract), None
+        self._keeper = Keeper(contract)
+        self._proof: Proof | None = None
         self._keeper.take(groups)
         self._fixed = [(p, flag) for p, flag in self._flags if p.requires_grad != flag]
         self._keeper.hold(model)
@@ -86,7 +87,7 @@ class HeldFrozen:
         hook = _Entering(self)
         self._handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in [*wrappers, *watched]]
         # `module.compile()` takes the hooks into what it compiles, where they do nothing: there the call itself is preceded.
-        self._compiled = [(m, compiled_call(m)) for m in own.modules() if is_compiled(m)]
+        self._compiled = [(m, call) for m in own.modules() if (call := compiled_call(m)) is not None]
         for module, call in self._compiled:
             call_compiled_by(module, _preceded(hook, module, call))
 

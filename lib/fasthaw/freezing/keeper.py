@@ -53,7 +53,7 @@ class Keeper:
         return {"contract": self.contract}  # a copy belongs to another network
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["contract"])
+        Keeper.__init__(self, state["contract"])
 
     def take(self, groups: tuple[LayerGroup, ...], waiting: Collection[int] = ()) -> list[nn.Parameter]:
         """Set `requires_grad` and gradients of `groups` by the contract; returns the parameters that are frozen.

@@ -107,4 +107,4 @@ class _Prefix:
 
 def _sums(value) -> tuple[str, ...]:
     """One number a tensor, as text: two NaNs are the same."""
-    return tuple(t.double().abs().sum().item().hex() for t in tree_leaves(value) if isinstance(t, Tensor))
+    return tuple(float(t.double().abs().sum()).hex() for t in tree_leaves(value) if isinstance(t, Tensor))

@@ -65,11 +65,11 @@ def train_only(of: Groups, which: Which, *, pinned: str | Sequence[str] | None =
     """
     groups = layer_groups(of)
     chosen = selected([g.name for g in groups], which)
-    said = getattr(getattr(of, "splitter", None), "pinned", None)
-    if pinned is not None and said is not None:
-        raise ValueError(f"{of.splitter} says what is pinned already; say it there: use_groups(learn, ...)")
+    splitter = getattr(of, "splitter", None)
+    if pinned is not None and getattr(splitter, "pinned", None) is not None:
+        raise ValueError(f"{splitter} says what is pinned already; say it there: use_groups(learn, ...)")
     for root in _roots(groups):
-        write_down(root) if pinned is None else pin(root, as_patterns(pinned))
+        write_down(root) if pinned is None else pin(root, as_patterns(pinned) or ())
     for group, trains in zip(groups, chosen, strict=True):
         free = free_params(group)
         for name, p in group.named_params():

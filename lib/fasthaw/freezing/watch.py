@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
@@ -145,7 +146,7 @@ class Watch:
         """Append the row, or where parts take turns inside an epoch, join it with the one of the turn before."""
         for i, other in enumerate(self.rows):
             if (other.group, other.frozen) == (row.group, row.frozen) and other.epochs[1] >= row.epochs[0]:
-                both = {
+                both: dict[str, Any] = {
                     k: tuple(dict.fromkeys((*getattr(other, k), *getattr(row, k))))
                     for k in ("moved", "changed", "noisy", "states", "grads")
                 }

@@ -73,7 +73,7 @@ def _declared(builder: Callable) -> set[str]:
         waiting += [f for f in called if inspect.isfunction(f) and f.__module__ == builder.__module__ and f not in seen]
     made = get_type_hints(inspect.unwrap(builder)).get("return")
     if inspect.isclass(made):
-        names |= {n for c in made.__mro__ if c is not nn.Module for n in inspect.signature(c.__init__).parameters}
+        names |= {n for c in made.__mro__ if c is not nn.Module for n in inspect.signature(c.__init__).parameters}  # type: ignore[misc]
     return names - {"self", "args", "kwargs"}
 
 
@@ -101,8 +101,9 @@ def _load_timm(name: str, weights: object, options: dict, own: Sequence[str]) ->
 
 def _timm_stats(model: nn.Module) -> Stats | None:
     cfg = getattr(model, "pretrained_cfg", None)
-    known = isinstance(cfg, dict) and cfg.get("mean") is not None
-    return (tuple(cfg["mean"]), tuple(cfg["std"])) if known else None
+    if not isinstance(cfg, dict) or cfg.get("mean") is None:
+        return None
+    return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
 def _torchvision_weights(builder: Callable, weights: str | WeightsEnum | None) -> WeightsEnum | None:

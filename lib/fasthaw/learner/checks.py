@@ -40,9 +40,10 @@ def check_handed_on(
         a_path(path, "path is where the learner writes")
     a_path(model_dir, "model_dir is where the learner keeps models")
     what = "moms are three momenta, such as (0.95, 0.85, 0.95)"
-    if len(wanted((list, tuple), moms, what)) != 3:
+    three = wanted((list, tuple), moms, what)
+    if len(three) != 3:
         raise ValueError(f"{what}; {shown(moms)} came")
-    for mom in moms:
+    for mom in three:
         number(mom, f"{what}; each is")
 
 

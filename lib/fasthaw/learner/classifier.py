@@ -7,7 +7,7 @@ hidden layers of the classifier included, is kept with its weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torchvision.models as tv
 from fastai.torch_core import apply_init
@@ -34,7 +34,7 @@ def with_classifier(model: nn.Module, n_out: int, head: HeadLike = "linear") -> 
     n_features = _take_layer(model)
     if isinstance(head, nn.Module):
         return nn.Sequential(model, head)
-    return nn.Sequential(model, (fastai_head if head == "fastai" else head)(n_features, n_out))
+    return nn.Sequential(model, (fastai_head if isinstance(head, str) else head)(n_features, n_out))
 
 
 def check_head(head: HeadLike) -> None:
@@ -65,7 +65,7 @@ def drop_aux(model: nn.Module) -> None:
         model.aux_logits, model.AuxLogits = False, None
 
 
-def _put_layer(model: nn.Module, n_out: int) -> None:
+def _put_layer(model: Any, n_out: int) -> None:
     if _of_timm(model):
         model.reset_classifier(n_out)
         return
@@ -74,11 +74,12 @@ def _put_layer(model: nn.Module, n_out: int) -> None:
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features, n_out, bias=bias)
     else:
-        new = nn.Conv2d(old.in_channels, n_out, old.kernel_size, old.stride, old.padding, bias=bias)
+        conv: Any = old  # torch types its sizes for any number of dimensions
+        new = nn.Conv2d(conv.in_channels, n_out, conv.kernel_size, conv.stride, conv.padding, bias=bias)
     set_module(model, name, new)
 
 
-def _take_layer(model: nn.Module) -> int:
+def _take_layer(model: Any) -> int:
     """How many features, `(n, n_features)`, the network gives from now on, in place."""
     if _of_timm(model):
         layers = [m for m in _classifiers(model) for m in m.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -112,7 +113,7 @@ def _of_timm(model: nn.Module) -> bool:
     return isinstance(getattr(model, "pretrained_cfg", None), dict)
 
 
-def _classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
+def _classifiers(model: Any) -> tuple[nn.Module, ...]:
     """timm's classifier; a distilled network has two."""
     classifier = model.get_classifier()
     return classifier if isinstance(classifier, tuple) else (classifier,)

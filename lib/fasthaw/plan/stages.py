@@ -79,8 +79,10 @@ class Stage:
     @property
     def title(self) -> str:
         """The name, or else what trains."""
-        if self.name is not None or isinstance(self.train, str):
-            return self.name or self.train
+        if self.name is not None:
+            return self.name
+        if isinstance(self.train, str):
+            return self.train
         if isinstance(self.train, int):
             return "head" if self.train == -1 else f"last {-self.train}"
         return " + ".join(self.train)
@@ -291,7 +293,7 @@ def _one_spelling(which: Which) -> Which:
         raise ValueError(
             f"a stage that trains nothing: {shown(which)} selects no group. Name those that train, or use 'all'"
         )
-    return which if isinstance(which, str) else tuple(which)
+    return which if isinstance(which, str) else tuple(names)
 
 
 def _short(rate: Rate) -> str:

@@ -90,7 +90,8 @@ def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = N
         TypeError, ValueError: `lr` is no rate, or does not hold one a group.
     """
     groups = layer_groups(of, splitter)
-    contract, rates, note = None, (None,) * len(groups), ""
+    contract, note = None, ""
+    rates: tuple[float | None, ...] = (None,) * len(groups)
     if hasattr(of, "cbs") and not isinstance(of, nn.Module):
         contract, rates, note = contract_of(of), _rates_now(of, groups), _other_groups(of, groups)
     rates = rates if lr is None else as_rate(lr)(len(groups))
