@@ -115,9 +115,10 @@ def lr_find(
     return Sweep(rate, highest.numpy(), losses.numpy(), chosen, suggested)
 
 
-def _suggested(names: Sequence[str], rates: Sequence[Rate]) -> tuple[Rate, ...]:
+def _suggested(names: Sequence[str], rates: Sequence[Rate]) -> Any:
     """`rates` by name, as fastai's `lr_find` has its suggestions; a class made on the spot says itself how it is pickled."""
-    kind = namedtuple("Suggested", names)
+    make: Any = namedtuple  # of names that a type checker cannot know
+    kind = make("Suggested", names)
     kind.__reduce__ = lambda self: (_suggested, (list(self._fields), list(self)))
     return kind(*rates)
 

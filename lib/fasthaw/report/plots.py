@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,11 +30,12 @@ _INCHES = 0.085, 0.17  # that a character of a title is wide, and a line of it h
 
 
 @contextmanager
-def figure(*args, **kwargs) -> Iterator[tuple[Figure, np.ndarray]]:
+def figure(*args, **kwargs) -> Iterator[tuple[Figure, Any]]:
     """`plt.subplots(*args, **kwargs)` to draw on: a see-through figure that no notebook shows by itself."""
     inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "legend.edgecolor")
     grounds = ("figure.facecolor", "axes.facecolor", "legend.facecolor")
-    with plt.rc_context(dict.fromkeys(inks, GREY) | dict.fromkeys(grounds, "none")):
+    colours: Any = dict.fromkeys(inks, GREY) | dict.fromkeys(grounds, "none")
+    with plt.rc_context(colours):
         fig, axes = plt.subplots(*args, layout="constrained", **kwargs)
         plt.close(fig)
         for ax in fig.axes:  # ticks are made when the figure is drawn, and would be of the colour of then
