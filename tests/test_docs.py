@@ -85,6 +85,18 @@ def raises(thing: object) -> bool:
 
 
 @each_name
+def test_a_docstring_says_what_comes_back(name):
+    """What it is and in which shape and unit, under a heading of its own."""
+    thing, doc = documented(name)
+    if inspect.isfunction(thing) and inspect.signature(thing).return_annotation != "None" and not being_rebuilt(thing):
+        assert re.search(r"^Returns:\n {4}\S.*\.$", doc, re.M)
+
+
+def being_rebuilt(thing: object) -> bool:
+    return thing.__module__.split(".")[1] in ("splitters", "features")
+
+
+@each_name
 def test_a_public_name_is_in_the_readme_or_a_notebook(name):
     assert [page for page, text in PAGES.items() if re.search(rf"\b{name}\b", text)]
 

@@ -49,6 +49,9 @@ def fused_adam(
     layer group; `lr` is a rate of the last group or `slice(lo, hi)`; `mom`, `sqr_mom` in [0, 1); `decouple_wd=False` makes
     `wd` part of the gradient (L2).
 
+    Returns:
+        An optimizer with a hyper-parameter dict a layer group, as fastai's has.
+
     >>> opt = fused_adam([[nn.Parameter(torch.ones(2))]], lr=1e-3)
     >>> opt.hypers[0]["sqr_mom"]
     0.99
@@ -66,6 +69,9 @@ def fused_sgd(
 
     Arguments and defaults are those of `fastai.optimizer.SGD`, the weights after a step equal its own to rounding. `params`,
     `lr`, `wd` and `decouple_wd` are as in `fused_adam`; `mom` in [0, 1).
+
+    Returns:
+        An optimizer with a hyper-parameter dict a layer group, as fastai's has.
 
     >>> weight = nn.Parameter(torch.ones(1))
     >>> opt = fused_sgd([[weight]], lr=0.5)

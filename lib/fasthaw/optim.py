@@ -49,6 +49,9 @@ def param_groups(
     - PoolFormer: timm has no rule and takes twelve tensors at a time, across blocks;
     - CoaT: branches in order of registration (`in_order` gives that of the calls); timm's in order of resolution.
 
+    Returns:
+        At most two dicts a layer group, with decay and without; `lr` and `weight_decay` are floats.
+
     Raises:
         SplitError: the splitter cannot divide the model.
         ValueError: rates that do not fit the groups, a decay that is negative or not finite, or a pattern that matches no

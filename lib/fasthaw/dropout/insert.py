@@ -44,6 +44,9 @@ def insert_dropout(
     Where the model's own forward calls `F.relu` (DenseNet), the dropout becomes the last of `model.children()`: cut such
     a network, as `vision_learner` does, before inserting.
 
+    Returns:
+        The very `model` that was given.
+
     Raises:
         ValueError: p outside [0, 1), an unknown group, an activation that never occurs, dropout already inserted there,
             a model that is compiled already. The model is then as it was.
@@ -77,7 +80,11 @@ def insert_dropout(
 
 
 def remove_dropout(model: nn.Module) -> nn.Module:
-    """`model` itself, without any of the dropout that `insert_dropout` added: in place. Its own dropout stays."""
+    """`model` itself, without any of the dropout that `insert_dropout` added: in place. Its own dropout stays.
+
+    Returns:
+        The very `model` that was given.
+    """
     root = unwrap(model)
     _check_not_compiled(model, root)
     for module in list(root.modules()):

@@ -70,6 +70,9 @@ def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> Dropout
     Inserted dropout, the network's own (stochastic depth included), and probabilities that a forward reads as plain
     numbers: attention, LSTM, DenseNet's `drop_rate`. With a splitter, also the layer group of each.
 
+    Returns:
+        A table that prints itself: one row a place, `p` in [0, 1).
+
     >>> net = nn.Sequential(nn.LSTM(4, 4, 2, dropout=0.2), nn.Dropout(0.5)).eval()
     >>> print(dropout_table(net))
     dropout    after  kind       p  fires now
@@ -106,6 +109,9 @@ def set_dropout(
     `p`, `within` and `splitter` are those of `insert_dropout`. `which` is "inserted", "own" (what the network came
     with) or "all". `floats` sets probabilities kept as plain numbers (attention, LSTM, `drop_rate`) as well, which are
     the network's own. Stochastic depth, which leaves out whole branches, is not touched.
+
+    Returns:
+        The very `model` that was given.
 
     Raises:
         ValueError: p outside [0, 1), an unknown group, no dropout of this sort. The model is then as it was.

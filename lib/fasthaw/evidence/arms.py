@@ -39,6 +39,9 @@ def arms_of(question: str, epochs: int, lr: float, *, head_epochs: int = 1) -> d
       BatchNorm as it is and as the number of steps asks for.
     - `"rate"`: everything at a quarter, half, once, twice and four times the rate: is it sharp?
 
+    Returns:
+        `{name: plan or function of a learner}`; the first is what `compare` takes for the baseline.
+
     Raises:
         ValueError: another question, no epochs, or a rate that is not above 0.
     """

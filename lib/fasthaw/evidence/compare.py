@@ -50,6 +50,9 @@ def compare(
         store: a SQLite file that keeps finished runs: the same call goes on where it stopped, more arms and seeds are added.
         n_jobs: how many runs at a time, as joblib counts; within `joblib.parallel_config(backend=...)` on a cluster.
 
+    Returns:
+        All runs, in the order of arms and seeds; scores are those of the metrics, differences have their unit.
+
     Raises (before anything is trained):
         TypeError, ValueError: no seeds, no arms, a baseline that is no arm, no metrics, a factory that ignores its seed or
             gives two learners for one, a store that is another task's.

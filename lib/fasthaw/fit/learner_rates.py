@@ -22,6 +22,9 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
     means `Geometric(lo, hi)`, `slice(hi)` what it means in fastai, a number the same rate everywhere, a list one rate each.
     Groups that are wholly pinned are no depth for `LayerDecay`: the group before has the rate of the group after.
 
+    Returns:
+        `n_groups` rates, floats from 0 on, the group nearest the input first and the head's last.
+
     Raises:
         ValueError: a rate that is negative, not finite or of the wrong length, rates that are all zero where groups
             train, or an optimizer that was made with another splitter.

@@ -112,6 +112,9 @@ def preview(plan: Plan, learn: Learner) -> Preview:
     the weights, against the same with everything training; it is missing where torch counts none, or where the network does
     not let itself be run so.
 
+    Returns:
+        The stages, and `(steps, groups)` arrays of rates and of what is frozen; prints itself, and plots.
+
     Raises:
         ValueError, TypeError: a stage that does not fit the layer groups.
     """

@@ -81,6 +81,9 @@ def fit_plan(
     metrics are a warning. Where the run is finished nothing is trained, and a learner that has been trained further since
     is refused as well: `resume="anyway"` gives it the finished weights.
 
+    Returns:
+        What was done: for each stage the groups that trained, seconds, the values of each epoch by name, and the proof.
+
     Raises:
         ValueError, TypeError (before the first batch): a stage that does not fit the layer groups, an optimizer without
             momentum, a checkpoint that is damaged or of another run, network or optimizer, or that another run is writing.

@@ -87,6 +87,9 @@ def lr_find(
     `suggest_funcs` are fastai's `valley`, `slide`, `minimum` and `steep`, or one of them. Weights, buffers, gradients,
     optimizer state, rates, random states and modes are put back, after an interruption too.
 
+    Returns:
+        `highest`, the largest rate of any group, and `losses`, arrays `(steps,)`; `suggested`, a policy for each function.
+
     Raises:
         ValueError: a rate that `lrs` refuses, rates out of order, or a loss that was good for too few steps.
     """

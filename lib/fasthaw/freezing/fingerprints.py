@@ -21,6 +21,9 @@ def fingerprints(of: Groups) -> dict[str, str]:
 
     `of` is a learner, a network or layer groups. Weights that a quantised module packs away (`_packed_params`) count as
     well, under the name that they have in `state_dict()`.
+
+    Returns:
+        `{dotted name: digest}`, 32 hexadecimal digits each.
     """
     groups = layer_groups(of)
     tensors = {name: t for g in groups for name, t in [*g.named_params(), *g.named_buffers()]}
@@ -29,6 +32,9 @@ def fingerprints(of: Groups) -> dict[str, str]:
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """The names whose tensors differ, appeared or vanished between two `fingerprints`, those taken `before` and `after`.
+
+    Returns:
+        Dotted names, in the order of `before`, then those that came; empty where nothing moved.
 
     >>> changed({"weight": "a", "bias": "b"}, {"weight": "a", "bias": "c"})
     ['bias']

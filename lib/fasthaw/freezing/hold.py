@@ -34,6 +34,9 @@ def hold_frozen(
     not require grad has no gradient, so that no optimizer moves it. On leaving, modes, dropout rates and `requires_grad`
     are as they were. `.report()` proves by fingerprints that nothing frozen moved.
 
+    Returns:
+        What holds: a context manager with `release()` and `report()`.
+
     Raises:
         TypeError: no network, no contract, or a splitter of another kind.
         SplitError: the groups do not cover the network exactly once.

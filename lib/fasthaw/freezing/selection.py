@@ -82,6 +82,9 @@ def frozen(of: Groups) -> tuple[bool, ...]:
 
     `of` is a learner, a network (divided by `split_stages()`) or layer groups. A group of normalisation layers alone, which
     only lists of parameters can make, goes with the group before it.
+
+    Returns:
+        `n_groups` flags, the group nearest the input first.
     """
     states: list[bool] = []
     for group in layer_groups(of):

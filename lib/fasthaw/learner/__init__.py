@@ -67,6 +67,9 @@ def transfer_learner(
     output into a tuple that no loss or metric takes. `splitter` divides the network into layer groups. Everything else is as
     in `vision_learner`: `loss_func`, `opt_func`, `lr`, `metrics`, `path`, `model_dir`, `wd`, `wd_bn_bias`, `train_bn`, `moms`.
 
+    Returns:
+        fastai's `Learner`, whose network gives `(n, n_out)` scores.
+
     Raises:
         ValueError: an unknown architecture or weights, `n_out` neither given nor known, a last layer that cannot be
             replaced, or a `contract` beside a FrozenEval of your own.

@@ -19,6 +19,9 @@ def head_then_all(epochs: int, lr: RateLike, *, head_epochs: int = 1, head_lr: R
     new data lie far from what will be met later, and is a sound default for any new head. `head_lr` is by default
     the rate that `lr` gives the head. `epochs` are those of all groups, `head_epochs` come before.
 
+    Returns:
+        Two stages, of `head_epochs` and of `epochs` epochs.
+
     >>> head_then_all(3, slice(1e-5, 1e-3), head_epochs=2, head_lr=1e-2)
     Plan(Stage(2, 0.01, train=-1, name='head'), Stage(3, Geometric(lo=1e-05, hi=0.001)))
     """
@@ -31,6 +34,9 @@ def gradual_unfreezing(epochs: int, lr: RateLike, n_groups: int, *, last_epochs:
     `epochs` is the length of each stage, `last_epochs` that of the last, which trains all. A number for `lr` is the
     head's rate, each group before at 1/2.6 of the one after it. It pays with little data and a body that
     forgets easily, language models above all. `n_groups` is `len(layer_groups(learn))`.
+
+    Returns:
+        `n_groups` stages, the first with the head alone, the last with all.
 
     Raises:
         ValueError: fewer than one group.
@@ -49,6 +55,9 @@ def discriminative(epochs: int, lr: RateLike) -> Plan:
     A number for `lr` is the head's rate, each group before at 1/2.6 of the one after it. It pays with enough data to
     move early layers a little, and spares the choice of what to freeze. `epochs` long.
 
+    Returns:
+        One stage of `epochs` epochs.
+
     >>> discriminative(5, 1e-3)
     Plan(Stage(5, LayerDecay(0.001)))
     """
@@ -63,6 +72,9 @@ def chain_thaw(
     `names` are the names of all layer groups, `[g.name for g in layer_groups(learn)]`. It pays with very few labels and a
     vocabulary or input layer that must move without dragging the rest along; it needs the most epochs of all recipes:
     `epochs` a stage, `last_epochs` for all. `lr` spans all groups; the head alone has `head_lr` where that is given.
+
+    Returns:
+        `len(names) + 1` stages: one for each group, the head first, and one for all.
 
     Raises:
         TypeError: `names` is one string, or empty.
@@ -82,6 +94,9 @@ def surgical(epochs: int, lr: RateLike, train: str | Sequence[str]) -> Plan:
     It pays when the task stays and the data shift: the first group for a change of the input (blur, noise, another
     camera), a middle one for a change within classes, the last for a change of the labels. A head that is new must be
     among the names, or be trained before. `lr` spans all groups, for `epochs` epochs; `train` is a name or several.
+
+    Returns:
+        One stage of `epochs` epochs.
 
     >>> surgical(3, 1e-3, ("stem", "head"))
     Plan(Stage(3, 0.001, train=('stem', 'head')))

@@ -85,6 +85,9 @@ def group_table(of, splitter: Splitter | None = None, *, lr: RateLike | None = N
     Norm and noise are shown as they will be under the contract of the learner's `FrozenEval`. The learning rates are
     those of `lr`, one float a group as `lrs(learn, rate)` returns them or a policy, or else those in the optimizer now.
 
+    Returns:
+        A table that prints itself: one row a layer group, parameters counted in numbers and rates as the optimizer has them.
+
     Raises:
         SplitError: the groups do not cover the network exactly once.
         TypeError, ValueError: `lr` is no rate, or does not hold one a group.
