@@ -56,6 +56,7 @@ def test_buffers_and_norm_parameters_are_told_apart():
     assert [n for n, _ in group.named_buffers()] == [
         f"body.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")
     ]
+    assert all(a is b for a, (_, b) in zip(group.buffers(), group.named_buffers(), strict=True))
     assert [tuple(p.shape) for p in group.norm_params()] == [(4,)] * 4
     assert [tuple(p.shape) for p in group.other_params()] == [(4,), (4, 4), (4,), (4, 4), (4,)]
 
