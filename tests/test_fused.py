@@ -7,19 +7,20 @@ from functools import partial
 import fastai.callback.schedule  # noqa: F401 (adds fit_one_cycle)
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelStepException
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.optimizer import SGD, Adam, Lookahead
 from torch import nn
 
+import fasthaw.fused
 from data import Items, learner, loaders
 from fasthaw.callbacks import FreezeProof, FrozenEval, GroupRecorder
 from fasthaw.fit import fit_plan, lr_find
 from fasthaw.fused import FusedOptimizer, fused_adam, fused_sgd
 from fasthaw.plan import Plan, Stage
 from fasthaw.splitters import split_at
-from networks import lstm, residual
+from networks import Classifier, lstm, residual, vit
 
 PAIRS = {
     "adam": (Adam, fused_adam),
@@ -58,8 +59,10 @@ def apart(one, other):
 
 
 @pairs
+@pytest.mark.parametrize("kernels", ["fused", "foreach"])
 @pytest.mark.parametrize("net", NETS)
-def test_two_hundred_steps_through_freezing_schedules_and_decay_are_fastais(pair, net):
+def test_two_hundred_steps_through_freezing_schedules_and_decay_are_fastais(pair, net, kernels, monkeypatch):
+    monkeypatch.setattr(fasthaw.fused, "_FUSED", {"cpu"} if kernels == "fused" else set())
     (one, other), (theirs, ours) = two(pair, net)
     no_decay = [(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True) if a.dim() == 1]
     for a, b in no_decay:
@@ -86,14 +89,32 @@ def test_two_hundred_steps_through_freezing_schedules_and_decay_are_fastais(pair
         assert theirs.state[a].get("step") == ours.state[b].get("step")
 
 
-@pairs
-def test_a_whole_fit_in_double_precision_ends_in_fastais_weights(pair):
+def norms() -> nn.Module:
+    """A norm of every kind that torch has."""
+    flat = nn.Sequential(nn.Flatten(2), nn.RMSNorm(225), nn.Unflatten(2, (15, 15)))
+    kinds = [nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(2, 8), nn.LayerNorm([8, 15, 15]), flat]
+    # Convolutions between them: what one norm adds, the next would take away, and nothing but rounding would be left.
+    between = [m for norm in kinds for m in (nn.Conv2d(8, 8, 1, bias=False), norm, nn.ReLU())]
+    return Classifier(nn.Sequential(nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), *between), 8)
+
+
+@pytest.mark.parametrize(
+    ("pair", "net", "kernels"),
+    [
+        *((pair, residual, kernels) for pair in PAIRS for kernels in ("fused", "foreach")),
+        *(("adam", net, "fused") for net in (lstm, vit, norms)),
+    ],
+)
+def test_a_whole_fit_in_double_precision_ends_in_fastais_weights(pair, net, kernels, monkeypatch):
+    monkeypatch.setattr(fasthaw.fused, "_FUSED", {"cpu"} if kernels == "fused" else set())
+
     def fitted(opt):
         torch.manual_seed(0)
         random.seed(0)
         items = [Items((x.double(), y) for x, y in dl.dataset) for dl in loaders().loaders]
         dls = DataLoaders.from_dsets(*items, bs=8, num_workers=0, device="cpu")
-        learn = learner(residual().double(), splitter=split_at("head"), opt_func=opt, dls=dls, wd_bn_bias=False, wd=0.1)
+        splitter = split_at("heads" if net is vit else "head")
+        learn = learner(net().double(), splitter=splitter, opt_func=opt, dls=dls, wd_bn_bias=False, wd=0.1)
         learn.fit_one_cycle(2, 1e-2)
         return learn.model
 
@@ -120,6 +141,55 @@ def test_biases_and_norms_without_decay_keep_their_size():
     before, after = fitted(bn=True)
     scale = next(n for n, _ in before.named_parameters() if "bn" in n and n.endswith("weight"))
     assert torch.allclose(after.get_parameter(scale), before.get_parameter(scale) * 0.95)
+
+
+def test_in_mixed_precision_steps_are_scaled_and_left_out_as_fastais():
+    class Scaled(Callback):
+        """fastai's `MixedPrecision` does nothing on a CPU: the same events with torch's autocast and scaler for one."""
+
+        order = 10
+
+        def before_fit(self):
+            self.scaler, self.left_out = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=3), 0
+
+        def before_batch(self):
+            self.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+            self.autocast.__enter__()
+
+        def after_loss(self):
+            self.autocast.__exit__(None, None, None)
+
+        def before_backward(self):
+            self.learn.loss_grad = self.scaler.scale(self.learn.loss_grad)
+            if self.learn.train_iter == 2:
+                self.learn.loss_grad = self.learn.loss_grad * float("inf")
+
+        def before_step(self):
+            self.stepped = False
+            self.scaler.step(self)
+            self.scaler.update()
+            if not self.stepped:
+                self.left_out += 1
+                raise CancelStepException
+
+        @property
+        def param_groups(self):
+            return self.learn.opt.param_groups
+
+        def step(self):
+            self.stepped = True
+
+    def fitted(opt):
+        torch.manual_seed(0)
+        learn = learner(residual(), splitter=split_at("head"), opt_func=opt, cbs=Scaled())
+        learn.fit_one_cycle(3, 1e-3)
+        assert learn.scaled.left_out == 1
+        return learn
+
+    theirs, ours = fitted(Adam), fitted(fused_adam)
+    assert apart(theirs.model, ours.model) < 1e-4
+    steps = [{learn.opt.state[p]["step"] for p in learn.model.parameters()} for learn in (theirs, ours)]
+    assert steps == [{5}, {5}]
 
 
 def test_gradients_are_left_as_zeros():

@@ -538,7 +538,7 @@ def test_the_encoder_of_a_generator_that_the_user_froze_stays_frozen_through_all
 
 def by_hand(splitter):
     net = plain()
-    groups = param_groups(net, split_at("body.4", "head"), LayerDecay(1e-3))
+    groups = param_groups(net, split_at("body.3", "body.4"), LayerDecay(1e-3))
     opt = OptimWrapper(opt=torch.optim.AdamW(groups))
     return learner(net, opt_func=opt, splitter=splitter)
 

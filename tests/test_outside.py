@@ -128,6 +128,18 @@ def test_many_tensors_are_multiplied_and_cleared_in_place():
     assert not any(t.any() for t in tensors)
 
 
+def test_many_tensors_are_added_to_and_moved_in_one_call():
+    tensors, twos, threes = [torch.ones(2)], [torch.full((2,), 2.0)], [torch.full((2,), 3.0)]
+    of_torch.add_to_each(tensors, twos, 0.5)
+    of_torch.add_to_each(tensors, 1.0)
+    assert tensors[0].tolist() == [3.0, 3.0]
+    of_torch.add_products(tensors, twos, threes, 2.0)
+    of_torch.add_quotients(tensors, threes, twos, -2.0)
+    assert tensors[0].tolist() == [12.0, 12.0]
+    of_torch.move_towards(tensors, twos, 0.8)
+    assert tensors[0].tolist() == [4.0, 4.0] and of_torch.square_roots(tensors)[0].tolist() == [2.0, 2.0]
+
+
 ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "eps": 1e-5, "amsgrad": False, "maximize": False}
 SGD = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.9, "dampening": 0.0, "nesterov": False}
 SGD |= {"maximize": False, "is_first_step": True}

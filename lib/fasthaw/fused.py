@@ -3,7 +3,8 @@
 Only the step is ours. State stays fastai's, a dictionary a parameter (`grad_avg`, `sqr_avg`, `step`, `do_wd`, `force_train`),
 so that schedules, `freeze_to`, `FrozenEval`, checkpoints, and files saved with fastai's own Adam know it. Each step sorts the
 parameters that have a gradient into buckets of equal hyper-parameters, and gives each bucket to one fused kernel of torch.
-What no fused kernel takes (complex or sparse tensors, other devices, views with gaps) takes fastai's own step.
+On devices without fused kernels a bucket takes torch's steps of many tensors at once (foreach). What neither takes (complex
+or sparse tensors, views with gaps) takes fastai's own step.
 """
 
 from __future__ import annotations
@@ -26,9 +27,20 @@ from fastai.optimizer import (
 )
 from torch import Tensor, nn
 
-from .outside.torch import fused_adam_step, fused_adamw_step, fused_sgd_step, multiply, set_to_zero
+from .outside.torch import (
+    add_products,
+    add_quotients,
+    add_to_each,
+    fused_adam_step,
+    fused_adamw_step,
+    fused_sgd_step,
+    move_towards,
+    multiply,
+    set_to_zero,
+    square_roots,
+)
 
-_DEVICES = {"cpu", "cuda"}
+_FUSED = {"cpu", "cuda"}
 _DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 
 
@@ -159,9 +171,9 @@ class _Bucket:
 
 
 def _fits(p: nn.Parameter, grad: Tensor) -> bool:
-    """Whether the fused kernels know such tensors."""
+    """Whether kernels of many tensors know such ones."""
     plain = p.dtype in _DTYPES and grad.dtype == p.dtype and p.layout == grad.layout == torch.strided
-    return plain and p.device.type in _DEVICES and (p.is_contiguous() or _dense(p))
+    return plain and (p.is_contiguous() or _dense(p))
 
 
 def _dense(p: Tensor) -> bool:
@@ -181,11 +193,19 @@ def _like(p: Tensor, t: Tensor) -> Tensor:
 
 
 def _adamw(bucket: _Bucket, hyper: dict) -> None:
-    _adam_by(fused_adamw_step, bucket, hyper)
+    if bucket.params[0].device.type in _FUSED:
+        _adam_by(fused_adamw_step, bucket, hyper)
+    else:
+        _decay(bucket, hyper)
+        _foreach_adam(bucket, hyper)
 
 
 def _adam(bucket: _Bucket, hyper: dict) -> None:
-    _adam_by(fused_adam_step, bucket, hyper)
+    if bucket.params[0].device.type in _FUSED:
+        _adam_by(fused_adam_step, bucket, hyper)
+    else:
+        _add_decay(bucket, hyper)
+        _foreach_adam(bucket, hyper)
 
 
 def _adam_by(kernel: Callable, bucket: _Bucket, hyper: dict) -> None:
@@ -208,20 +228,40 @@ def _adam_by(kernel: Callable, bucket: _Bucket, hyper: dict) -> None:
         )
 
 
+@torch.no_grad()
+def _foreach_adam(bucket: _Bucket, hyper: dict) -> None:
+    averages, squares = bucket.kept
+    lr, mom, sqr_mom = (float(hyper[k]) for k in ("lr", "mom", "sqr_mom"))
+    move_towards(averages, bucket.grads, 1 - mom)
+    multiply(squares, sqr_mom)
+    add_products(squares, bucket.grads, bucket.grads, 1 - sqr_mom)
+    scales = square_roots(squares)
+    multiply(scales, (1 - sqr_mom**bucket.step) ** -0.5)
+    add_to_each(scales, float(hyper["eps"]))
+    add_quotients(bucket.params, averages, scales, -lr / (1 - mom**bucket.step))
+
+
 def _decayed_sgd(bucket: _Bucket, hyper: dict) -> None:
-    wd = bucket.wd(hyper)
-    with torch.no_grad():
-        if wd:
-            multiply(bucket.params, 1 - float(hyper["lr"]) * wd)
-        _sgd_by(bucket, hyper, 0.0)
+    _decay(bucket, hyper)
+    _sgd_by(bucket, hyper, 0.0)
 
 
 def _sgd(bucket: _Bucket, hyper: dict) -> None:
-    with torch.no_grad():
+    if bucket.params[0].device.type in _FUSED:
         _sgd_by(bucket, hyper, bucket.wd(hyper))
+    else:
+        _add_decay(bucket, hyper)
+        _sgd_by(bucket, hyper, 0.0)
 
 
+@torch.no_grad()
 def _sgd_by(bucket: _Bucket, hyper: dict, wd: float) -> None:
+    if bucket.params[0].device.type not in _FUSED:
+        if bucket.kept:
+            multiply(bucket.kept[0], float(hyper["mom"]))
+            add_to_each(bucket.kept[0], bucket.grads)
+        add_to_each(bucket.params, bucket.kept[0] if bucket.kept else bucket.grads, -float(hyper["lr"]))
+        return
     fused_sgd_step(
         bucket.params,
         bucket.grads,
@@ -234,3 +274,17 @@ def _sgd_by(bucket: _Bucket, hyper: dict, wd: float) -> None:
         maximize=False,
         is_first_step=False,
     )
+
+
+@torch.no_grad()
+def _decay(bucket: _Bucket, hyper: dict) -> None:
+    """Decoupled weight decay: the weights shrink by themselves."""
+    if wd := bucket.wd(hyper):
+        multiply(bucket.params, 1 - float(hyper["lr"]) * wd)
+
+
+@torch.no_grad()
+def _add_decay(bucket: _Bucket, hyper: dict) -> None:
+    """Weight decay as a part of the gradient, where fastai's own step leaves it as well."""
+    if wd := bucket.wd(hyper):
+        add_to_each(bucket.grads, bucket.params, wd)

@@ -6,5 +6,6 @@ from .freeze import FrozenEval as FrozenEval
 from .freeze import UnfreezeAt as UnfreezeAt
 from .freeze_proof import FreezeProof as FreezeProof
 from .given import given as given
+from .grouped import grouped as grouped
 from .log import LogGroups as LogGroups
 from .recorder import GroupRecorder as GroupRecorder

@@ -23,6 +23,7 @@ from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..undo import Standin, Undone
 from ..words import at_least, shown, wanted
+from .grouped import grouped
 from .one_learner import OneLearner
 from .turns import Turns
 
@@ -51,6 +52,7 @@ class FrozenEval(OneLearner):
         self.keeper = Keeper(contract)
         self._own: Callable[[], None] | None = None
         self._epochs: Standin | None = None
+        self._made: Standin | None = None
         self._known: tuple = ()
         self._trained: set[int] = set()
         self._fresh = False
@@ -68,6 +70,7 @@ class FrozenEval(OneLearner):
             )
         self.keeper.release()
         self._clear()
+        grouped(learn)
         try:
             groups = layer_groups(learn)
         except SplitError:
@@ -157,7 +160,13 @@ class FrozenEval(OneLearner):
         """Stand around the epochs of the learner, as long as this is one of its callbacks; a loaded learner has none."""
         if not isinstance(self._epochs, Standin) or self._epochs.owner is not self.learn:
             self._epochs = Standin(self.learn, "all_batches", self._epoch)
+            self._made = Standin(self.learn, "create_opt", self._create_opt)
             self._epochs.put_in()
+            self._made.put_in()
+
+    def _create_opt(self) -> None:
+        self._made.real()
+        grouped(self.learn)
 
     def _step_in(self) -> None:
         """Stand between `before_batch` and the network: only there every callback has had its word."""
@@ -191,7 +200,8 @@ class FrozenEval(OneLearner):
             self._step_out()  # an interrupted fit does not get to `after_fit`
             if isinstance(self._epochs, Standin):
                 self._epochs.take_out()
-            self._epochs = None
+                self._made.take_out()
+            self._epochs = self._made = None
         super().__setattr__(name, value)
         if name == "learn" and value is not None:
             self._stand_in()
@@ -229,6 +239,7 @@ class UnfreezeAt(OneLearner):
     def before_fit(self) -> None:
         if only_validates(self.learn):
             return
+        grouped(self.learn)
         groups = layer_groups(self.learn)
         check_optimizer_groups(self.learn, groups)
         names = [g.name for g in groups]

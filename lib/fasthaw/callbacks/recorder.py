@@ -19,6 +19,7 @@ from ..outside.torch import copy_to, norms, subtract
 from ..report.plots import as_image, plot_lanes
 from ..splitters import check_optimizer_groups, layer_groups
 from ..words import at_least, names_of, own_file, shown
+from .grouped import grouped
 from .one_learner import OneLearner
 
 NORMS = ("grad_norm", "update_ratio", "distance")
@@ -116,6 +117,7 @@ class GroupRecorder(OneLearner):
         return plot_lanes(self._names, frame["frozen"].to_numpy().reshape(shape), panels, starts=starts)
 
     def before_fit(self) -> None:
+        grouped(self.learn)
         self._groups = ()
 
     def before_train(self) -> None:

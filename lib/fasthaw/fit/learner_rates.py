@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from fastai.learner import Learner
 
+from ..callbacks import grouped
 from ..freezing import frozen
 from ..groups import UNLISTED
 from ..pinned import wholly_pinned
@@ -31,6 +32,7 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
         SplitError: the groups do not cover the model exactly once.
     """
     wanted(Learner, learn, "lrs takes a fastai Learner and a rate")
+    grouped(learn)
     groups = layer_groups(learn)
     check_optimizer_groups(learn, groups)
     groups = tuple(g for g in groups if g.name != UNLISTED)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..callbacks import arguments_of_call
+from ..callbacks import arguments_of_call, grouped
 from ..checkpoint import generators_of, set_generators
 from ..freezing import FreezeContract, contract_of, selected, trainable
 from ..modules import unwrap
@@ -119,6 +119,7 @@ def preview(plan: Plan, learn: Learner) -> Preview:
         ValueError, TypeError: a stage that does not fit the layer groups.
     """
     wanted(Learner, learn, "preview takes a plan and a fastai Learner")
+    grouped(learn)
     groups = listed_groups(learn)
     check_optimizer_groups(learn, layer_groups(learn))
     names, pinned = [g.name for g in groups], [wholly_pinned(g) for g in groups]

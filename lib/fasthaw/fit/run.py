@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 
-from ..callbacks import FreezeProof, FrozenEval, given
+from ..callbacks import FreezeProof, FrozenEval, given, grouped
 from ..checkpoint import (
     check_fits,
     check_replaceable,
@@ -96,6 +96,7 @@ def fit_plan(
     if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "anyway"):
         raise ValueError(f"resume is True, False or 'anyway'; {shown(resume)} came")
     cbs = given(cbs)
+    grouped(learn)
     check_optimizer_groups(learn, layer_groups(learn))
     groups = listed_groups(learn)
     check(plan, [g.name for g in groups], [g.name for g in groups if wholly_pinned(g)])
@@ -129,6 +130,7 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEva
     try:
         if opt is None:
             learn.create_opt()
+            grouped(learn)
         check_optimizer_groups(learn, layer_groups(learn))
         if any("mom" not in h for h in learn.opt.hypers):
             raise ValueError(

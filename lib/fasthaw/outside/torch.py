@@ -50,6 +50,11 @@ __all__ = [
     "subtract",
     "copy_to",
     "multiply",
+    "add_to_each",
+    "add_products",
+    "add_quotients",
+    "move_towards",
+    "square_roots",
     "set_to_zero",
     "fused_adamw_step",
     "fused_adam_step",
@@ -110,6 +115,34 @@ def copy_to(tensors: list[Tensor], others: list[Tensor]) -> None:
 def multiply(tensors: list[Tensor], by: float) -> None:
     """Multiply each tensor by a number, in place, in one call."""
     torch._foreach_mul_(tensors, by)
+
+
+def add_to_each(tensors: list[Tensor], others: list[Tensor] | float, by: float = 1.0) -> None:
+    """Add `by` times each of `others`, or a number, to each of `tensors`, in place, in one call."""
+    if isinstance(others, list):
+        torch._foreach_add_(tensors, others, alpha=by)
+    else:
+        torch._foreach_add_(tensors, others * by)
+
+
+def add_products(tensors: list[Tensor], ones: list[Tensor], others: list[Tensor], by: float) -> None:
+    """Add `by` times one times other to each tensor, in place, in one call."""
+    torch._foreach_addcmul_(tensors, ones, others, value=by)
+
+
+def add_quotients(tensors: list[Tensor], ones: list[Tensor], others: list[Tensor], by: float) -> None:
+    """Add `by` times one over other to each tensor, in place, in one call."""
+    torch._foreach_addcdiv_(tensors, ones, others, value=by)
+
+
+def move_towards(tensors: list[Tensor], others: list[Tensor], by: float) -> None:
+    """Move each tensor by this part of the way towards the other, in place, in one call."""
+    torch._foreach_lerp_(tensors, others, by)
+
+
+def square_roots(tensors: list[Tensor]) -> list[Tensor]:
+    """The square root of each tensor in one call."""
+    return list(torch._foreach_sqrt(tensors))
 
 
 def set_to_zero(tensors: list[Tensor]) -> None:
