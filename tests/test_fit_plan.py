@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.schedule import combined_cos
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.metrics import accuracy
@@ -23,11 +24,12 @@ from data import learner, loaders
 from fasthaw.callbacks import FreezeProof, FrozenEval, GroupRecorder
 from fasthaw.checkpoint import generators_of, put_back, snapshot
 from fasthaw.fit import fit_plan, lr_find, lrs, preview
+from fasthaw.fit.preview import one_cycle
 from fasthaw.freezing import FreezeContract, fingerprints, frozen, train_only
 from fasthaw.plan import Plan, Stage, chain_thaw, discriminative, gradual_unfreezing, head_then_all, surgical
 from fasthaw.rates import LayerDecay
 from fasthaw.splitters import layer_groups, split_at
-from networks import HEAD, NETWORKS, lstm, residual
+from networks import HEAD, NETWORKS, densenet, lstm, residual, vit
 
 NAMES = ["stem", "body.2", "body.3", "head"]
 STAGED = Plan(Stage(2, 1e-2, -1), Stage(3, LayerDecay(4e-3), ("body.3", "head")), Stage(3, slice(1e-5, 1e-3)))
@@ -381,6 +383,7 @@ def test_a_killed_process_leaves_a_checkpoint_that_resumes(tmp_path):
 import sys; sys.path[:0] = [{str(tests)!r}, {str(tests.parent / "lib")!r}]
 import os, signal
 from fastai.callback.core import Callback
+from fastai.callback.schedule import combined_cos
 from test_fit_plan import STAGED, fit_plan, make
 class Kill(Callback):
     order, seen = 2000, 0
@@ -535,6 +538,59 @@ def test_the_share_of_backward_that_is_skipped_is_what_a_backward_does_not_do():
     assert head == pytest.approx(0.9997, abs=1e-3)
     assert last == pytest.approx(1 - 3 / 8.375, abs=1e-3)  # weights and inputs of one, weights of the other
     assert stem == pytest.approx(1 - 4.375 / 8.375, abs=1e-3)  # its weights and the inputs of all four
+
+
+@pytest.mark.parametrize("net", [lstm, vit])
+def test_on_shapes_what_a_cpu_does_in_one_kernel_is_counted_as_well(net):
+    found = preview(Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)), make(net=net, splitter=split_at(HEAD.get(net, "head"))))
+    assert found.stages[0].skipped > 0.98 and not found.uncounted  # an LSTM on numbers: 0.5
+
+
+@pytest.mark.parametrize("net", [residual, densenet])
+def test_what_is_counted_on_shapes_is_what_is_counted_on_numbers(net, monkeypatch):
+    def counted():
+        found = preview(
+            Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)), make(net=net, splitter=split_at(HEAD.get(net, "head")))
+        )
+        return [s.skipped for s in found.stages], found.uncounted
+
+    monkeypatch.setattr(sys.modules["fasthaw.fit.preview"], "_copied", lambda t: pytest.fail("weights were copied"))
+    on_shapes = counted()
+    monkeypatch.undo()
+    monkeypatch.setattr(sys.modules["fasthaw.fit.preview"], "_on_meta", lambda t: t.detach().clone())
+    assert on_shapes == counted() and not on_shapes[1]
+
+
+def test_a_network_that_looks_at_numbers_is_counted_on_a_copy_of_its_weights():
+    plan = Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3))
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = residual().body, residual().head
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.head[1].weight.clamp_(-0.1, 0.1)
+            return self.head(self.body(x if x.abs().max().item() > 0 else -x).mean((2, 3)))
+
+    learn = make(net=Looks)
+    before = weights(learn)
+    found = preview(plan, learn)
+    assert weights(learn) == before
+    assert [s.skipped for s in found.stages] == [s.skipped for s in preview(plan, make()).stages]
+
+
+@pytest.mark.parametrize(("epochs", "n_batches"), [(1, 1), (1, 2), (3, 1), (2, 7), (7, 101)])
+def test_the_whole_schedule_is_fastais_to_the_last_bit(epochs, n_batches):
+    highest = np.array([1e-4, 3.3e-3, 0.1])
+    schedule, steps = combined_cos(0.25, highest / 25.0, highest, highest / 1e5), []
+    for epoch in range(epochs):
+        done = epoch / epochs
+        for _ in range(n_batches):
+            steps.append(schedule(done))
+            done += 1.0 / (n_batches * epochs)
+    assert np.array_equal(one_cycle(highest, epochs, n_batches), np.array(steps))
 
 
 def test_batches_of_fastais_own_types_are_counted():  # torch 2.4 cannot count with them

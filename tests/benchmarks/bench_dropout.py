@@ -1,4 +1,4 @@
-"""What inserted dropout costs in eval mode, where it does nothing: `make bench-dropout`.
+"""What inserted dropout costs in eval mode, where it does nothing, and how insertion grows: `make bench-dropout`.
 
 ResNet-50, one image of 224 pixels, one thread. Three networks that share every tensor run in rotation: one with dropout
 inserted and two without, whose own ratio shows what the machine adds. The clock is that of the thread, which stands while
@@ -9,6 +9,8 @@ spends in its activation calls, hooks included: the difference there is all that
 """
 
 import copy
+import gc
+import math
 import statistics
 import sys
 import time
@@ -17,7 +19,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fasthaw.dropout import insert_dropout
+from fasthaw.dropout import insert_dropout, remove_dropout
+from fasthaw.splitters import split_at
 
 ROUNDS, TIMES, LIMIT = 15, 8, 0.01
 
@@ -54,9 +57,49 @@ class Clock:
         return [tuple(map(min, zip(*t, strict=True))) for t in times]
 
 
+def flat(n: int) -> nn.Module:
+    """`n` modules in one container."""
+    return nn.Sequential(*(m for _ in range(n // 2) for m in (nn.Linear(1, 1), nn.ReLU())))
+
+
+def nested(n: int) -> nn.Module:
+    """`n` modules in blocks of ten, ten blocks a stage."""
+    blocks = [nn.Sequential(*(m for _ in range(5) for m in (nn.Conv2d(1, 1, 1), nn.ReLU()))) for _ in range(n // 11)]
+    return nn.Sequential(*(nn.Sequential(*blocks[i : i + 10]) for i in range(0, len(blocks), 10)), nn.Linear(1, 1))
+
+
+SIZES, EXPONENT = (5_000, 20_000), 1.2
+
+
+def growth() -> bool:
+    """Seconds of insertion for each size, and the exponent between them; whether one is above the limit."""
+    missed = False
+    # Divided by name: what a splitter itself costs, `make bench-splitters` tells.
+    arms = {"a number": {"p": 0.1}, "a policy over groups": {"p": slice(0.05, 0.3), "splitter": split_at("2", "4")}}
+    for make in (flat, nested):
+        for what, how in arms.items():
+            seconds = []
+            for n in SIZES:
+                model, best = make(n), math.inf
+                for _ in range(3):
+                    gc.disable()  # as timeit does: what the collector takes depends on all else that is in memory
+                    began = time.process_time()
+                    insert_dropout(model, **how)
+                    best = min(best, time.process_time() - began)
+                    gc.enable()
+                    remove_dropout(model)
+                seconds.append(best)
+            exponent = math.log(seconds[1] / seconds[0]) / math.log(SIZES[1] / SIZES[0])
+            missed |= exponent > EXPONENT
+            times = ", ".join(f"{s:.2f} s for {n:,}" for n, s in zip(SIZES, seconds, strict=True))
+            print(f"insert_dropout, {make.__name__}, {what}: {times}; grows as n^{exponent:.2f} (limit {EXPONENT})")
+    return missed
+
+
 def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    missed = growth()
     model, x = torchvision.models.resnet50().eval(), torch.randn(1, 3, 224, 224)
     models = [model, copy.deepcopy(model), insert_dropout(copy.deepcopy(model), 0.2)]
     for twin in models[1:]:
@@ -72,7 +115,7 @@ def main() -> int:
     print(f"ratios to the mean of those without: {', '.join(f'{r:.4f}' for r in ratios.median(0).values)}.")
     print(f"In activation calls: {act:.3f} and {act_again:.3f} ms without dropout, {act_inserted:.3f} ms with;")
     print(f"added {added:.3f} ms, {added / plain:.2%} of a forward (limit {LIMIT:.0%}); noise {abs(null) / plain:.2%}")
-    return int(added > LIMIT * plain)
+    return int(missed or added > LIMIT * plain)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ class FrozenEval(OneLearner):
             self._made.put_in()
 
     def _create_opt(self) -> None:
-        self._made.real()
+        if self._made is not None:
+            self._made.real()
         grouped(self.learn)
 
     def _step_in(self) -> None:
@@ -198,9 +199,9 @@ class FrozenEval(OneLearner):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "learn" and value is None:
             self._step_out()  # an interrupted fit does not get to `after_fit`
-            if isinstance(self._epochs, Standin):
-                self._epochs.take_out()
-                self._made.take_out()
+            for standin in (self._epochs, self._made):
+                if isinstance(standin, Standin):
+                    standin.take_out()
             self._epochs = self._made = None
         super().__setattr__(name, value)
         if name == "learn" and value is not None:

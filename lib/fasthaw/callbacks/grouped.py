@@ -55,7 +55,7 @@ def grouped(learn: Learner) -> None:
     if None in names or len(runs) == len(names) or len(set(runs)) < len(runs):
         return
     made = Grouped(opt=opt.opt)
-    vars(made).update(vars(opt))
+    made.__dict__.update(vars(opt))
     _freeze_as_meant(made, len(names), len(runs), opt)
     learn.opt = made
 

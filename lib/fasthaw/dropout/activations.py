@@ -54,6 +54,7 @@ KIND_OF_FUNCTION: dict[Callable, type[nn.Module]] = {
 }
 _IDS = {id(function): kind for function, kind in KIND_OF_FUNCTION.items()}
 _METHODS = {"relu", "relu_", "prelu"}
+_known_kinds: dict[type[nn.Module], type[nn.Module] | None] = {}
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
@@ -62,9 +63,16 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
     >>> kind_of(nn.ReLU(inplace=True)).__name__, kind_of(nn.Sigmoid())
     ('ReLU', None)
     """
-    names = {c.__name__ for c in type(module).__mro__}
+    cls = type(module)
+    if cls not in _known_kinds:
+        _known_kinds[cls] = _kind_of_class(cls)
+    return _known_kinds[cls]
+
+
+def _kind_of_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    names = {c.__name__ for c in cls.__mro__}
     for kind, elsewhere in _ELSEWHERE.items():
-        if isinstance(module, kind) or names & {kind.__name__, *elsewhere}:
+        if issubclass(cls, kind) or names & {kind.__name__, *elsewhere}:
             return kind
     return None
 

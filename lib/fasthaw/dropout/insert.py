@@ -12,7 +12,7 @@ from ..splitters import Splitter
 from ..words import one_of
 from .activations import ACTIVATIONS, called_kinds, kind_of
 from .layer import AFTER_CALLS, AFTER_OUTPUT, KINDS, InsertedDropout, WatchedForward, add, add_after_calls, take_out
-from .places import After, Place, channels_of, check_hosts, find_places
+from .places import After, Feeding, Place, check_hosts, find_places
 from .probabilities import Probability, probabilities
 
 
@@ -66,8 +66,9 @@ def insert_dropout(
     places = [place for place in places if place.name in p_at]
     _check_new(places)
     check_hosts(places)
+    feeding = Feeding(root)
     children = [
-        InsertedDropout(p_at[place.name], channels_of(root, place) if kind == "auto" else kind, place.after)
+        InsertedDropout(p_at[place.name], feeding.kind(place) if kind == "auto" else kind, place.after)
         for place in places
     ]
     for place, child in zip(places, children, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
@@ -64,28 +65,44 @@ def find_places(model: nn.Module, after: After) -> list[Place]:
     return list(places.values())
 
 
-def channels_of(model: nn.Module, place: Place) -> str:
+class Feeding:
     """What `kind="auto"` becomes at a place: by the layer that feeds it, as a shape does not say where channels are.
 
-    Swin and ConvNeXt run `(n, h, w, c)` through linear layers; by channel there would drop whole rows of the image.
+    Swin and ConvNeXt run `(n, h, w, c)` through linear layers; by channel there would drop whole rows of the image. Each
+    container is walked through once, however many places are in it.
     """
-    feeding = _weights(place.host.modules()) if place.calls else _feeding(model, place)
-    linear = {isinstance(m, nn.Linear) for m in feeding}
-    kinds: dict[tuple[bool, ...], str] = {(True,): "element", (False,): "channel"}
-    return kinds.get(tuple(linear), "auto")
 
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._walked: dict[str, tuple[dict[int, int], list[int], list[nn.Module]]] = {}
 
-def _feeding(model: nn.Module, place: Place) -> list[nn.Module]:
-    """The last layer with weights before a module, or else the first behind it, in the nearest container with any."""
-    container = place.name
-    while container:
-        container = parent_name(container)
-        order = list(model.get_submodule(container).modules())
-        at = next(i for i, m in enumerate(order) if m is place.host)
-        feeding = _weights(order[:at])[-1:] or _weights(order[at:])[:1]
-        if feeding:
-            return feeding
-    return []
+    def kind(self, place: Place) -> str:
+        """By "element", by "channel", or "auto" where neither is known."""
+        feeding = _weights(place.host.modules()) if place.calls else self._feeding(place)
+        linear = {isinstance(m, nn.Linear) for m in feeding}
+        kinds: dict[tuple[bool, ...], str] = {(True,): "element", (False,): "channel"}
+        return kinds.get(tuple(linear), "auto")
+
+    def _feeding(self, place: Place) -> list[nn.Module]:
+        """The last layer with weights before a module, or else the first behind it, in the nearest container with any."""
+        container = place.name
+        while container:
+            container = parent_name(container)
+            at, positions, layers = self._walk(container)
+            behind = bisect_left(positions, at[id(place.host)])
+            feeding = layers[behind - 1 : behind] if behind else layers[:1]
+            if feeding:
+                return feeding
+        return []
+
+    def _walk(self, container: str) -> tuple[dict[int, int], list[int], list[nn.Module]]:
+        """The position of each module of a container, and positions and modules of those with weights."""
+        if container not in self._walked:
+            order = list(self._model.get_submodule(container).modules())
+            layers = _weights(order)
+            at = {id(m): i for i, m in enumerate(order)}
+            self._walked[container] = at, [at[id(m)] for m in layers], layers
+        return self._walked[container]
 
 
 def _weights(modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -8,6 +8,7 @@ from numbers import Real
 from torch import nn
 
 from ..groups import LayerGroup
+from ..modules import parent_name
 from ..rates import as_rate
 from ..splitters import Splitter, split_stages
 from ..words import is_finite, names_of, shown, wanted
@@ -43,14 +44,20 @@ def probabilities(
             raise ValueError("a mapping says by itself which layer groups get dropout; leave within= out")
         _check_known(within, [g.name for g in groups])
         by_group = {name: by_group[name] for name in within}
-    group_of = {name: group_name(groups, name) for name in names}
+    group_of = last_group_of(groups)
     return {name: by_group[group_of[name]] for name in names if group_of[name] in by_group}
 
 
-def group_name(groups: Sequence[LayerGroup], module: str) -> str:
-    """The name of the last group with anything of this module in it."""
-    inside = f"{module}." if module else ""
-    return next(g.name for g in reversed(groups) if any(n == module or n.startswith(inside) for n in g.modules))
+def last_group_of(groups: Sequence[LayerGroup]) -> dict[str, str]:
+    """For each module, by its dotted name, the name of the last group with anything of it in it."""
+    last: dict[str, str] = {}
+    for group in groups:
+        for name in group.modules:
+            # Up to the first container that this group has reached already.
+            while last.get(name) != group.name:
+                last[name] = group.name
+                name = parent_name(name)
+    return last
 
 
 def checked(p: object) -> float:

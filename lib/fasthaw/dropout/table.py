@@ -17,7 +17,7 @@ from ..tables import as_html, as_text, wrapped
 from ..words import flag, one_of, wanted
 from .activations import attributes_read
 from .layer import InsertedDropout
-from .probabilities import Probability, group_name, probabilities
+from .probabilities import Probability, last_group_of, probabilities
 
 _RATES = ("p", "drop_prob", "embed_p", "weight_p")
 _FLOAT = re.compile(r"(\w+_)?(dropout(_p|_prob|_rate)?|drop_rate)")
@@ -87,10 +87,10 @@ def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> Dropout
         groups = wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()").groups(
             root
         )
-    rows = []
+    rows, group_of = [], last_group_of(groups)
     for slot in _slots(root):
         after = slot.module.after if isinstance(slot.module, InsertedDropout) else ""
-        group = group_name(groups, slot.module_name) if groups else ""
+        group = group_of[slot.module_name] if groups else ""
         rows.append(DropoutRow(slot.name, after, slot.kind, slot.p, slot.module.training and slot.p > 0, group))
     return DropoutTable(tuple(rows))
 

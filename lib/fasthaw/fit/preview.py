@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fastai.callback.schedule import combined_cos
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from matplotlib.figure import Figure
@@ -32,6 +32,7 @@ from ..words import wanted
 from .record import run_of
 from .run import listed_groups
 
+_WARM = 0.25  # of a fit: fit_one_cycle's pct_start
 _COLUMNS = ("stage", "epochs", "steps", "trained groups", "highest rates", "parameters", "backward skipped")
 
 
@@ -108,9 +109,9 @@ def preview(plan: Plan, learn: Learner) -> Preview:
     """What `fit_plan(learn, plan)` will do: stages, rates of every step, trainable parameters, the work saved.
 
     Nothing is trained or changed; random states are as they were. The rates are those of `fit_one_cycle`, to the last bit.
-    The share of backward skipped is counted in the multiplications of a forward and backward of two items through a copy of
-    the weights, against the same with everything training; it is missing where torch counts none, or where the network does
-    not let itself be run so.
+    The share of backward skipped is counted in the multiplications of a forward and backward of two items, against the same
+    with everything training: on shapes alone, or, where the network looks at numbers, through a copy of its weights. It is
+    missing where torch counts none, or where the network does not let itself be run so.
 
     Returns:
         The stages, and `(steps, groups)` arrays of rates and of what is frozen; prints itself, and plots.
@@ -145,38 +146,45 @@ def preview(plan: Plan, learn: Learner) -> Preview:
                 skipped=counted.skipped(params.keys()),
             )
         )
-        rates += one_cycle(highest, stage.epochs, n_batches)
-        frozen += [[not t for t in trains]] * steps
+        rates.append(one_cycle(highest, stage.epochs, n_batches))
+        frozen.append(np.tile(np.logical_not(trains), (steps, 1)))
     still = tuple(n for g in groups for n in pinned_names(g))
-    return Preview(tuple(stages), tuple(names), np.array(rates), np.array(frozen), counted.why, still)
+    return Preview(tuple(stages), tuple(names), np.concatenate(rates), np.concatenate(frozen), counted.why, still)
 
 
-def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> list[np.ndarray]:
-    """The rates that `fit_one_cycle(epochs, highest)` sets, an array of one a group for each step."""
-    top = np.array(highest)
-    schedule = combined_cos(0.25, top / 25.0, top, top / 1e5)
-    rates = []
-    for epoch in range(epochs):
-        done = epoch / epochs
-        for _ in range(n_batches):
-            rates.append(schedule(done))
-            # Added up as fastai adds it up, or the last bits would differ.
-            done += 1.0 / (n_batches * epochs)
-    return rates
+def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> np.ndarray:
+    """The rates that `fit_one_cycle(epochs, highest)` sets, an array `(steps, groups)`."""
+    # 1. Added up as fastai adds it up, step by step, or the last bits would differ.
+    added = np.full((epochs, n_batches), 1.0 / (n_batches * epochs))
+    added[:, :1] = np.arange(epochs).reshape(-1, 1) / epochs
+    done = np.cumsum(added, axis=1).reshape(-1)
+    # 2. fastai divides the fit into warming up and annealing in single precision, and takes the cosine in double.
+    single = done.astype(np.float32)
+    warms = single < np.float32(_WARM)
+    through = np.where(warms, single / np.float32(_WARM), (single - np.float32(_WARM)) / np.float32(1 - _WARM))
+    cosine = 1 + np.array([math.cos(math.pi * (1 - at)) for at in through.tolist()])[:, None]
+    top = np.array(highest, dtype=float)
+    low, last = top / 25.0, top / 1e5
+    return np.where(warms[:, None], low + cosine * (top - low) / 2, top + cosine * (last - top) / 2)
 
 
 class _Backward:
-    """Counts the multiplications of a backward for a choice of trainable parameters, on copies of everything."""
+    """Counts the multiplications of a backward for a choice of trainable parameters; the network's own are not touched."""
 
     def __init__(self, learn: Learner) -> None:
         self.learn, self.model = learn, unwrap(learn.model)
         self.inputs, self.why = _two_items(learn), ""
         self.known: dict[frozenset[str], int] = {}
-        try:
-            self.whole = self._count({n for n, p in self.model.named_parameters() if can_train(p)})
-        # The forward is the user's: it may raise anything, for being run on two items. Then nothing is counted, and said.
-        except Exception as error:  # noqa: BLE001
-            self.whole, self.why = 0, f"the network could not be run on two items ({type(error).__name__}: {error})"
+        self.whole, all_that_can = 0, {n for n, p in self.model.named_parameters() if can_train(p)}
+        self.place: Callable[[Tensor], Tensor]
+        # Shapes cost next to nothing, and are all that is counted; a network that looks at numbers is run on numbers.
+        for self.place in (_on_meta, _copied):
+            try:
+                self.whole, self.why = self._count(all_that_can), ""
+                break
+            # The forward is the user's: it may raise anything, for being run on two items. Then nothing is counted, and said.
+            except Exception as error:  # noqa: BLE001
+                self.why = f"the network could not be run on two items ({type(error).__name__}: {error})"
 
     def skipped(self, names) -> float | None:
         """The share of the whole backward that is not computed when only these parameters train."""
@@ -188,15 +196,25 @@ class _Backward:
         return 1 - self.known[key] / self.whole
 
     def _count(self, names) -> int:
-        params = {n: p.detach().clone().requires_grad_(n in names) for n, p in self.model.named_parameters()}
+        own = {n: self.place(p).requires_grad_(n in names) for n, p in self.model.named_parameters()}
+        buffers = {n: self.place(b) for n, b in self.model.named_buffers()}
+        inputs = tree_map(lambda t: self.place(t) if isinstance(t, Tensor) else t, self.inputs)
         counter = FlopCounterMode(display=False)
         with untouched(self.model, torch.enable_grad(), counter):
             self.model.train()
-            outputs = functional_call(self.model, params, self.inputs)
+            outputs = functional_call(self.model, {**own, **buffers}, inputs)
             forward = counter.get_total_flops()
             leaves = [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
             torch.stack([t.float().sum() for t in leaves]).sum().backward()
             return counter.get_total_flops() - forward
+
+
+def _on_meta(t: Tensor) -> Tensor:
+    return t.detach().to("meta")
+
+
+def _copied(t: Tensor) -> Tensor:
+    return t.detach().clone()
 
 
 def _two_items(learn: Learner) -> tuple:
