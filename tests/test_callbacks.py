@@ -567,21 +567,20 @@ def test_unfreeze_at_leaves_validation_alone():
     assert frozen(layer_groups(learn)) == (False, False, False)
 
 
-def test_unfreezing_inside_a_distributed_fit_is_refused(monkeypatch):
+def test_unfreezing_inside_a_distributed_fit_is_refused_before_the_first_batch(monkeypatch):
     learn = three_groups(cbs=UnfreezeAt({0: -1, 1: 0}))
+    start = copy.deepcopy(learn.model.state_dict())
+    monkeypatch.setattr("fasthaw.callbacks.freeze.trains_together", lambda _: True)
+    with pytest.raises(ValueError, match=r"a fit of several processes.*call one fit a stage"):
+        learn.fit(2, 1e-2)
+    assert all(torch.equal(start[k], v) for k, v in learn.model.state_dict().items())
 
-    class Parallel(Callback):
-        """What the guard looks at, without processes."""
 
-        order = -20
-
-        def after_epoch(self):
-            wrapped = object.__new__(nn.parallel.DistributedDataParallel)
-            monkeypatch.setattr(type(self.learn), "model", wrapped, raising=False)
-            vars(self.learn).pop("model")
-
-    with pytest.raises(RuntimeError, match=r"changing what trains inside a distributed fit.*one fit a stage"):
-        learn.fit(2, 1e-2, cbs=Parallel())
+def test_freezing_at_the_start_of_a_distributed_fit_is_no_change_inside_it(monkeypatch):
+    learn = three_groups(cbs=UnfreezeAt({0: -1}))
+    monkeypatch.setattr("fasthaw.callbacks.freeze.trains_together", lambda _: True)
+    learn.fit(1, 1e-2)
+    assert frozen(layer_groups(learn)) == (True, True, False)
 
 
 @pytest.mark.parametrize(

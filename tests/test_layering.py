@@ -15,7 +15,7 @@ import fasthaw
 
 PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
-    *("outside", "words", "tables", "modules", "undo", "randomness", "untouched"),
+    *("outside", "words", "tables", "modules", "undo", "together", "randomness", "untouched"),
     *("groups", "pinned", "rates", "optimizer_state", "splitters", "dropout", "freezing", "plan", "optim", "report"),
     *("architectures", "adapters"),
     *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),

@@ -440,3 +440,40 @@ def test_progress_bars_nest_and_carry_a_text():
         bar = progress_bar(range(1), parent=outer, leave=False)
         bar.comment = "filling"
         assert [*bar] == [0]
+
+
+def test_a_learner_of_several_processes_is_known_by_its_callback(learn):
+    distributed = pytest.importorskip("fastai.distributed")
+    assert not of_fastai.trains_together(learn)
+    with learn.distrib_ctx():  # one process: fastai adds nothing
+        assert not of_fastai.trains_together(learn)
+    learn.add_cb(distributed.DistributedTrainer(cpu=True))
+    assert of_fastai.trains_together(learn)
+
+
+def test_loaders_of_several_processes_share_their_indices_by_one_method(learn):
+    distributed = pytest.importorskip("fastai.distributed")
+    own = of_fastai.who_shares_indices()
+    of_fastai.let_share_indices(lambda loader, indices, rank: indices[::-1])
+    try:
+        loader = distributed.DistributedDL(learn.dls.valid, rank=0, world_size=1)
+        assert loader.get_idxs() == list(range(len(learn.dls.valid_ds)))[::-1]
+    finally:
+        of_fastai.let_share_indices(own)
+    assert distributed.DistributedDL._broadcast is own
+
+
+def test_a_fit_of_several_processes_that_was_cut_short_is_unwrapped(learn):
+    distributed = pytest.importorskip("fastai.distributed")
+    learn.add_cb(distributed.DistributedTrainer(cpu=True))
+    model, loaders = learn.model, list(learn.dls.loaders)
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    learn.model, learn.distributed_trainer.old_dls = wrapped, loaders
+    learn.dls.loaders = [object(), object()]
+    of_fastai.not_together(learn)
+    assert learn.model is model
+    assert learn.dls.loaders == loaders
+    of_fastai.not_together(learn)  # and nothing more the second time
+    assert learn.model is model

@@ -18,7 +18,14 @@ from ..freezing import FreezeContract, Keeper, selected, train_only
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
 from ..optimizer_state import copy_slow, forget, param_lists
-from ..outside.fastai import let_run_batches, only_validates, run_batch, who_runs_batches, will_be_undone
+from ..outside.fastai import (
+    let_run_batches,
+    only_validates,
+    run_batch,
+    trains_together,
+    who_runs_batches,
+    will_be_undone,
+)
 from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..undo import Standin, Undone
@@ -246,6 +253,11 @@ class UnfreezeAt(OneLearner):
         names = [g.name for g in groups]
         for which in self.epochs.values():
             selected(names, which)
+        if any(self.epochs) and trains_together(self.learn):
+            raise ValueError(
+                "UnfreezeAt changes what trains inside a fit, and in a fit of several processes gradients are shared for what "
+                "trained at its start alone; call one fit a stage, for example with fit_plan"
+            )
         late = [e for e in self.epochs if e >= self.learn.n_epoch]
         if late and not will_be_undone(self.learn):  # a sweep is undone, and ends when it has seen enough
             raise ValueError(
@@ -261,11 +273,6 @@ class UnfreezeAt(OneLearner):
     def before_epoch(self) -> None:
         if self.learn.epoch not in self.epochs or only_validates(self.learn):
             return
-        if self.learn.epoch and isinstance(self.learn.model, nn.parallel.DistributedDataParallel):
-            raise RuntimeError(
-                "changing what trains inside a distributed fit leaves the processes out of step; call one fit a stage, "
-                "for example with fit_plan"
-            )
         self._select(self.epochs[self.learn.epoch])
 
     def _select(self, which: int | str | tuple[str, ...]) -> None:

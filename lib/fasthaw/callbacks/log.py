@@ -14,8 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from fastai.torch_core import rank_distrib
-
+from ..together import leads
 from ..words import shown
 from .recorder import NORMS, GroupRecorder
 
@@ -68,7 +67,7 @@ class LogGroups(GroupRecorder):
     def before_train(self) -> None:
         super().before_train()
         if self._groups is not None and self._sinks is None:
-            self._sinks = [_sink(one) for one in self._chosen()] if rank_distrib() == 0 else []
+            self._sinks = [_sink(one) for one in self._chosen()] if leads() else []
 
     def after_batch(self) -> None:
         known = len(self._rows)

@@ -12,6 +12,19 @@ from fastai.learner import Learner
 from ..modules import unwrap
 from ..randomness import random_state, set_random_state
 
+# Where DistributedDL, accelerate's loaders and the cache keep the loader.
+_INSIDE = ("dl", "base_dataloader", "source")
+
+
+def loaders_inside(loader: object) -> list:
+    """The loader and those inside it that it shares out among processes; the last one knows the data set."""
+    found = [loader]
+    while True:
+        inner = next((vars(found[-1])[k] for k in _INSIDE if hasattr(vars(found[-1]).get(k), "dataset")), None)
+        if inner is None:
+            return found
+        found.append(inner)
+
 
 def generators_of(learn: Learner) -> dict:
     """The state of every generator that training draws from, as plain values; those of the learner's data loaders too.
@@ -68,7 +81,7 @@ def _gpus(learn: Learner) -> list[torch.device]:
 def _generators(learn: Learner) -> list[random.Random | torch.Generator]:
     """Those that data loaders keep to themselves: fastai's `rng`, torch's `generator`, of the sampler too."""
     found: list[random.Random | torch.Generator] = []
-    for loader in learn.dls.loaders:
+    for loader in (inner for outer in learn.dls.loaders for inner in loaders_inside(outer)):
         sampler = getattr(loader, "sampler", None)
         for value in (vars(loader).get("rng"), vars(loader).get("generator"), getattr(sampler, "generator", None)):
             if isinstance(value, random.Random | torch.Generator) and all(value is not f for f in found):

@@ -18,10 +18,11 @@ from fastai.torch_core import L
 from ..checkpoint import set_generators, snapshot
 from ..outside.fastai import begin_at, begin_at_the_first
 from .carried import give_back
+from .processes import processes_of
 
 
 class StopAtNonFinite(Callback):
-    """Stop the fit when the loss is no finite number; `found` then says where.
+    """Stop the fit when the loss is no finite number, in any of the processes that train together; `found` says where.
 
     Each batch looks at the loss of the batch before, so that a GPU is not waited for.
     """
@@ -34,6 +35,7 @@ class StopAtNonFinite(Callback):
 
     def before_fit(self) -> None:
         self._finite, self.found = None, ""
+        self._processes = processes_of(self.learn)
 
     def after_batch(self) -> None:
         self._check()
@@ -47,7 +49,7 @@ class StopAtNonFinite(Callback):
 
     def _check(self) -> None:
         finite, self._finite = self._finite, None
-        if finite is None or finite:
+        if finite is None or not self._processes.any_of(~finite):
             return
         part = "training" if self.learn.training else "validation"
         self.found = f"in epoch {self.learn.epoch + 1}, {part} batch {self._at + 1}"

@@ -32,15 +32,17 @@ from ..features import CachedFeatures, cached_features
 from ..freezing import FreezeContract, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..modules import unwrap
-from ..outside.fastai import forget_batch
+from ..outside.fastai import forget_batch, not_together
 from ..pinned import wholly_pinned
 from ..plan import Plan, Stage, check
 from ..splitters import check_optimizer_groups, layer_groups
+from ..together import leads
 from ..undo import Undone
 from ..words import shown, wanted
 from .carried import StateOfCallbacks, carried, check_callbacks
 from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
 from .learner_rates import lrs
+from .processes import on_any_backend, processes_of
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
 
@@ -101,13 +103,20 @@ def fit_plan(
     groups = listed_groups(learn)
     check(plan, [g.name for g in groups], [g.name for g in groups if wholly_pinned(g)])
     path = None if checkpoint is None else place_of(checkpoint)
+    processes = processes_of(learn)
+    if path is not None and len(set(processes.all_of(path.exists()))) > 1:
+        raise ValueError(
+            f"of the processes that train together some see {path} and some do not; name one that all can read"
+        )
     with ExitStack() as stack:
-        if path is not None and _writes():
-            stack.enter_context(only_writer(path))
-        if path is not None and resume is False:
-            check_replaceable(path)
-        frozen_eval, proof = stack.enter_context(_callbacks(learn, cbs))
-        run, logger = _begun(learn, plan, path, frozen_eval, resume), learn.logger
+        with processes.all_or_none("this run"):
+            if path is not None and leads():
+                stack.enter_context(only_writer(path))
+            if path is not None and resume is False:
+                check_replaceable(path)
+            frozen_eval, proof = stack.enter_context(_callbacks(learn, cbs))
+            run, logger = _begun(learn, plan, path, frozen_eval, resume), learn.logger
+        stack.enter_context(on_any_backend(learn))
         try:
             while run.stage < len(plan):
                 run.run_stage(plan.stages[run.stage], frozen_eval, proof)
@@ -162,6 +171,7 @@ class _Run:
         self.trains: list[str] = []
         self.carried: dict = {}
         names = [g.name for g in listed_groups(learn)]
+        self.processes = processes_of(learn)
         self.same = None if path is None else SameRun(learn, plan, names, contract)
         self.watch = None if path is None else StateOfCallbacks(learn)
 
@@ -185,9 +195,10 @@ class _Run:
         for told in (*differences, same.other_metrics(saved["run"])):
             if told:
                 warnings.warn(f"{self.path}: {told}", stacklevel=4)
-        put_back(self.learn, saved["state"])
+        state = {**saved["state"], "random": self.processes.own_of(saved["random"])}
+        put_back(self.learn, state)
         self.stage, self.epoch, self.records = saved["stage"], saved["epoch"], from_plain(saved["records"])
-        self.history, self.seconds, self.last = saved["history"], saved["seconds"], saved["state"]
+        self.history, self.seconds, self.last = saved["history"], saved["seconds"], state
         self.trains, self.carried = saved["trains"], saved["carried"]
         self.where = f"the checkpoint {self.path}"
         place = f"in stage {self.stage + 1} after epoch {self.epoch}" if self.epoch else f"at stage {self.stage + 1}"
@@ -278,7 +289,10 @@ class _Run:
         self.last, self.epoch = state, epoch
         at_start = f"the end of stage {self.stage}" if self.stage else "the start of the run"
         self.where = f"stage {self.stage + 1}, epoch {epoch}" if epoch else at_start
-        if self.path is None or self.same is None or not (self.stage or epoch) or not _writes():
+        if self.path is None or self.same is None or not (self.stage or epoch):
+            return
+        random = self.processes.all_of(state["random"])
+        if not leads():
             return
         save(
             self.path,
@@ -291,6 +305,7 @@ class _Run:
                 "seconds": self.seconds,
                 "trains": [n for n, p in unwrap(self.learn.model).named_parameters() if p.requires_grad],
                 "carried": carried(self.learn),
+                "random": random,
                 "state": state,
             },
         )
@@ -340,12 +355,6 @@ def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
     return cached_features(learn, required=stage.cache is True)
 
 
-def _writes() -> bool:
-    """Whether this process writes checkpoints: of several that train together, the first."""
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not together or torch.distributed.get_rank() == 0
-
-
 def _plain_hypers(opt) -> None:
     """One-cycle leaves numpy's floats in the optimizer, which `torch.load(weights_only=True)` refuses."""
     for key in ("lr", "mom"):
@@ -357,4 +366,5 @@ def _tidy(learn: Learner, frozen_eval: FrozenEval, logger: Callable) -> None:
     learn.opt.zero_grad()
     frozen_eval.after_fit()
     learn.logger = logger
+    not_together(learn)
     forget_batch(learn)

@@ -13,11 +13,11 @@ from typing import Any
 from fastai.learner import Learner
 
 from ..checkpoint.digests import described, last_part, module_described
+from ..checkpoint.generators import loaders_inside
 from ..freezing import FreezeContract
 from ..modules import unwrap
 from ..plan import Plan
 
-_INSIDE = ("dl", "base_dataloader", "source")  # where DistributedDL, accelerate's loaders and the cache keep the loader
 # How batches come to the network, not which: other machines have other numbers of these.
 _NOT_DATA = {
     *("rng", "generator", "fake_l", "it", "device", "num_workers", "offs", "pin_memory", "timeout", "dataset"),
@@ -31,7 +31,7 @@ class SameRun:
 
     def __init__(self, learn: Learner, plan: Plan, groups: list[str], contract: FreezeContract) -> None:
         self.learn, self.network = learn, unwrap(learn.model)
-        self.loaders = [_inside(dl) for dl in learn.dls.loaders[:2]]
+        self.loaders = [loaders_inside(dl)[-1] for dl in learn.dls.loaders[:2]]
         rates = [stage.lr(len(groups)) for stage in plan]  # two functions may have one name
         self.first = {
             "plan": repr(plan),
@@ -94,15 +94,6 @@ class SameRun:
     def _metrics(self) -> list[str]:
         whole = ((m, getattr(m, "func", None) or type(m)) for m in self.learn.metrics)
         return [f"{m.name} {described({'': f})['']}" for m, f in whole]
-
-
-def _inside(loader):
-    """The loader that knows the data set, inside those that share it out among processes."""
-    while True:
-        inner = next((vars(loader)[k] for k in _INSIDE if hasattr(vars(loader).get(k), "dataset")), None)
-        if inner is None:
-            return loader
-        loader = inner
 
 
 def _data(loader) -> dict[str, str]:

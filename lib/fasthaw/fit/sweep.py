@@ -23,6 +23,7 @@ from ..undo import Undone
 from ..untouched import Network
 from ..words import at_least, flag, number, shown, wanted
 from .learner_rates import lrs
+from .processes import on_any_backend, processes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ def lr_find(
         raise ValueError(f"a sweep goes from a small rate to a larger one; start_lr={start_lr}, end_lr={end_lr} came")
     rate, rates = as_rate(rate), lrs(learn, rate)
     sweep = _Sweep([r / max(rates) for r in rates], start_lr, end_lr, num_it, stop_div)
-    with _undone(learn), learn.no_logging(), learn.no_mbar():
+    with _undone(learn), on_any_backend(learn), learn.no_logging(), learn.no_mbar():
         learn.fit(num_it // len(learn.dls.train) + 1, cbs=sweep)
     highest, losses = torch.tensor(sweep.highest), torch.tensor(sweep.losses)
     inner = slice(num_it // 10, -5)  # as in fastai: the first losses are not smooth yet, the last diverge
@@ -166,7 +167,7 @@ class _Sweep(ParamScheduler):
 
     def after_batch(self) -> None:
         self._smooth.accumulate(self.learn)
-        loss = float(self._smooth.value)
+        loss = processes_of(self.learn).mean_of(float(self._smooth.value))
         if not np.isfinite(loss):
             raise CancelFitException
         self.highest.append(self.start * (self.end / self.start) ** ((self.train_iter - 1) / self.num_it))

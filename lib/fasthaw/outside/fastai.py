@@ -5,11 +5,13 @@ Of fastai's public things that are documented nowhere, those that we lean on are
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
 from fastai.callback.core import CancelEpochException
 from fastai.learner import Learner
+from torch import nn
 
 LR_FINDER = "lr_finder"
 
@@ -80,6 +82,34 @@ def dispatch_again(learn: Learner) -> None:
     """Undo `dispatch_by`."""
     for name in ("_call_one", "_with_events"):
         vars(learn).pop(name, None)
+
+
+def trains_together(learn: Learner) -> bool:
+    """Whether a fit of `learn` is one of several processes: within fastai's `distrib_ctx`, or wrapped by hand."""
+    module = sys.modules.get("fastai.distributed")
+    if isinstance(learn.model, nn.parallel.DistributedDataParallel):
+        return True
+    return module is not None and any(isinstance(cb, module.DistributedTrainer) for cb in learn.cbs)
+
+
+def who_shares_indices() -> Callable:
+    """How fastai's `DistributedDL` gives all processes the order of the items that the first one drew."""
+    return sys.modules["fastai.distributed"].DistributedDL._broadcast
+
+
+def let_share_indices(call: Callable) -> None:
+    """Put `call(loader, indices, rank)` in its place, in every loader: fastai's own sends them by CUDA, which gloo has not."""
+    sys.modules["fastai.distributed"].DistributedDL._broadcast = call
+
+
+def not_together(learn: Learner) -> None:
+    """Take the learner's network and loaders out of their wrappers, in place: an exception ended a fit before fastai did."""
+    module = sys.modules.get("fastai.distributed")
+    if module is None:
+        return
+    for cb in learn.cbs:
+        if isinstance(cb, module.DistributedTrainer) and isinstance(learn.model, nn.parallel.DistributedDataParallel):
+            cb.after_fit()
 
 
 def begin_at(learn: Learner, epoch: int) -> None:
