@@ -9,7 +9,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 # What .venv needs for a target: a note in it says that it was installed. An environment of one's own is taken to have it.
 needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
-.PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants bench-freeze bench-recorder \
+.PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants lines bench-freeze bench-recorder \
     bench-splitters bench-dropout bench-features bench-fused faults dropout-coverage architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -62,6 +62,9 @@ build: $(call needs,lint) ## a wheel and a source distribution in dist/
 
 mutants: $(call needs,dev) ## small faults in the lines changed since main: does a test see them? ARGS="--sample 40 --in plan/"
 	$(PY) tests/mutants.py $(or $(ARGS),--changed main)
+
+lines: ## how much code there is, module by module; ARGS=v0.1.0 compares with another commit
+	$(or $(wildcard $(PY)),python3) tests/code_lines.py $(ARGS)
 
 bench-freeze: $(call needs,dev) ## what a frozen body costs
 	$(PY) tests/benchmarks/bench_freeze.py
