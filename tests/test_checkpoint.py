@@ -110,6 +110,15 @@ def test_a_later_format_and_parts_elsewhere_are_refused_by_name(tmp_path, monkey
         load(path)
 
 
+def test_a_whole_file_that_torch_cannot_read_is_said_to_be_one(tmp_path):
+    body = checkpoint_file.Body()
+    with (tmp_path / "run.pt").open("wb") as body.file:
+        body.write(b"no archive of torch's")
+        body.write_last_line()
+    with pytest.raises(ValueError, match=r"is whole, but torch .* cannot read it"):
+        load(tmp_path / "run.pt")
+
+
 def test_a_checkpoint_holds_tensors_numbers_and_texts_only(tmp_path):
     with pytest.raises(TypeError, match="a checkpoint holds tensors, numbers and texts"):
         save(tmp_path / "run.pt", {"what": object()})

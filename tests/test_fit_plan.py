@@ -680,6 +680,14 @@ def test_lr_find_sweeps_one_multiplier_and_keeps_the_ratios():
     assert found.suggested.valley == LayerDecay(found.chosen[0], decay=0.5)
 
 
+@pytest.mark.parametrize("funcs", [3, "valley", [max, "slide"]])
+def test_what_suggests_no_rate_is_refused_before_a_sweep(funcs):
+    learn = make()
+    with pytest.raises(TypeError, match="suggest_funcs are functions such as fastai's valley"):
+        lr_find(learn, 1e-3, suggest_funcs=funcs)
+    assert learn.opt is None
+
+
 def test_lr_find_suggests_what_fastais_functions_do_on_its_losses():
     from fastai.callback.schedule import minimum, slide, steep, valley
 

@@ -358,6 +358,8 @@ def test_transformers_trainer(holds, tmp_path):
     x, y = data()
     items = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
     callback = TrainerHold(SPLIT, network="net")
+    with pytest.raises(ValueError, match="no training has begun"):
+        callback.report()
     args = TrainingArguments(
         output_dir=str(tmp_path),
         num_train_epochs=3,
