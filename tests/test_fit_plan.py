@@ -147,6 +147,10 @@ def test_the_record_prints_in_a_terminal_and_a_notebook(monkeypatch):
     assert lines[4].endswith("stem .. head (4) -")
     assert lines[-1].startswith("8 epochs in ")
     assert ">1 head</td>" in record._repr_html_()
+    markdown = record.to_markdown().splitlines()
+    assert markdown[0] == "| stage | epochs | seconds | train_loss | valid_loss | accuracy | trained | proved frozen |"
+    assert [len(line.split("|")) for line in markdown[:5]] == [10] * 5
+    assert markdown[-1] == record.summary()
 
 
 @pytest.mark.parametrize("net", NETWORKS)

@@ -33,7 +33,7 @@ from fasthaw.fit import RunRecord, Sweep
 from fasthaw.fit.record import StageRecord
 from fasthaw.fit.sweep import _suggested
 from fasthaw.freezing import GroupProof, Proof
-from fasthaw.tables import as_html, as_text, folded, shortened
+from fasthaw.tables import as_html, as_markdown, as_text, folded, shortened
 from networks import residual
 
 NAMES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
@@ -243,3 +243,13 @@ def test_the_legend_tells_the_words_that_are_in_the_table_and_no_other():
     ]
     assert group_table(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), split_at("0", "1")).legend() == ""
     assert replace(table, rows=table.rows[-1:]).legend().startswith("2\u00a0on:")
+
+
+def test_markdown_keeps_cells_in_their_columns():
+    text = as_markdown(["name", "n"], [["a|b", "1"], ["two\nlines", "20"]])
+    assert text.splitlines() == [
+        "| name | n |",
+        "| :-- | --: |",
+        "| a\\|b | 1 |",
+        "| two lines | 20 |",
+    ]

@@ -96,6 +96,20 @@ def as_html(
     )
 
 
+def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] | None = None) -> str:
+    """The cells as a table in GitHub's Markdown, for a model card or an issue.
+
+    >>> print(as_markdown(["stage", "epochs"], [["1 head", "3"]]))
+    | stage | epochs |
+    | :-- | --: |
+    | 1 head | 3 |
+    """
+    flush = _flush(columns, rows, right)
+    lines = [columns, ["--:" if f else ":--" for f in flush], *rows]
+    cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def folded(rows: Sequence[Sequence[str]], names: int) -> list[list[str]]:
     """Runs of rows that differ in the first `names` columns alone as one row each, which says how many.
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from ..pinned import said_of
 from ..report import GroupProof, Proof
-from ..tables import as_html, as_text, wrapped
+from ..tables import as_html, as_markdown, as_text, wrapped
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class RunRecord:
 
     def _repr_html_(self) -> str:
         return as_html(*self._cells(), below=[self.summary()])
+
+    def to_markdown(self) -> str:
+        """The same table and totals in GitHub's Markdown, for a model card."""
+        return f"{as_markdown(*self._cells())}\n\n{self.summary()}\n"
 
     def summary(self) -> str:
         """The totals, what did not hold, and where the run was resumed."""
