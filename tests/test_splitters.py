@@ -11,11 +11,23 @@ from fastai.learner import Learner
 from torch import nn
 
 import architectures as arch
-from data import loaders
-from fasthaw import SplitError, group_table, layer_groups, split_at, split_stages
+from data import learner, loaders
+from fasthaw import (
+    FreezeContract,
+    FrozenEval,
+    SplitError,
+    changed,
+    fingerprints,
+    group_table,
+    layer_groups,
+    split_at,
+    split_stages,
+)
 from fasthaw.randomness import where_it_stands
 from fasthaw.splitters import execution_order, out_of_order, split_blocks, split_by, split_even
 from networks import NETWORKS as SMALL
+from networks import residual
+from test_homemade import written_by_hand
 
 
 @pytest.fixture(scope="module")
@@ -482,6 +494,102 @@ def test_bare_parameters_are_early_or_late_by_shape_and_can_be_named(splitter, e
     groups = splitter.groups(scaled())
     bare = [{n.partition(".")[0] for n, _ in g.named_params()} - {"body"} for g in groups]
     assert [b for b in bare if b] == [set(e.split()) for e in expected if e]
+
+
+# ---- parameters of layers, by name
+
+
+def lettered():
+    """A run of blocks, an LSTM of two layers, a norm, a layer; and a layer without a bias."""
+    return net(
+        body=run(2), lstm=nn.LSTM(8, 4, 2), norm=nn.LayerNorm(4), mid=nn.Linear(4, 4, bias=False), fc=nn.Linear(4, 2)
+    )
+
+
+BY_PARAMETER = [
+    (split_at("fc.bias"), "body lstm norm mid fc.weight | fc.bias"),
+    (split_at("fc.weight"), "body lstm norm mid | fc"),  # its first parameter: as the layer
+    (split_at("lstm.weight_ih_l1", "fc"), "body lstm.{}_l0 | lstm.{}_l1 norm mid | fc"),
+    (split_at("body.1.conv1.weight", "mid.weight"), "body.0 | body.1 lstm norm | mid fc"),
+    (split_at("body.0.conv1.bias", "fc"), "body.0.conv1.weight | body lstm norm mid | fc"),
+    (split_by(body="(?!fc).*", weight=r"fc\.weight", bias=r"fc\.bias"), "body lstm norm mid | fc.weight | fc.bias"),
+    (split_by(body="(?!fc).*", head=r"fc\..*"), "body lstm norm mid | fc"),
+    (split_by(body="body|lstm|norm|mid|fc", bias=r"fc\.bias"), "body lstm norm mid fc.weight | fc.bias"),
+    (split_by(low=r"body|lstm|fc\.weight", head="norm|mid|fc"), "body lstm fc.weight | norm mid fc.bias"),
+    (split_by(low=r"body|.*_l0", high=".*_l1|norm|mid|fc"), "body lstm.{}_l0 | lstm.{}_l1 norm mid fc"),
+    (split_by(low="(?!fc$).*", head="fc"), "body lstm norm mid | fc"),  # about modules, though it matches `fc.bias`
+    (split_stages(head=("fc.bias",)), "body.0 | body.1 lstm norm mid fc.weight | fc.bias"),
+]
+
+
+@pytest.mark.parametrize(("splitter", "expected"), BY_PARAMETER, ids=[repr(s) for s, _ in BY_PARAMETER])
+def test_any_parameter_can_be_named(splitter, expected):
+    model = lettered()
+    layer = [f"lstm.{n}" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    words = expected.split()
+    words = [w.replace("lstm.{}", n) for w in words for n in (layer if "{}" in w else [""])]
+    groups = splitter.groups(model)
+    assert [{n for n, _ in g.named_params()} for g in groups] == written_by_hand(model, " ".join(words))
+
+
+def test_a_layer_in_two_groups_is_whole_in_none():
+    groups = split_at("fc.bias").groups(lettered())
+    assert [("fc" in g.modules, "mid" in g.modules) for g in groups] == [(False, True), (False, False)]
+    whole = split_by(body="(?!fc).*", head=r"fc\.weight|fc\.bias").groups(lettered())
+    assert [list(g.outermost()) for g in whole][1] == ["fc"]
+
+
+class Codebook(nn.Module):
+    """A table that moves with a running mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.zeros(4, 8)), nn.Parameter(torch.ones(8))
+        self.register_buffer("used", torch.zeros(4))
+
+
+CANNOT_BE_CUT = {
+    r"norm cannot be in 'stem' and 'norm.bias': scale and shift of a norm are frozen together; name 'norm'": split_at(
+        "norm.bias"
+    ),
+    r"codes cannot be in 'codes' and 'scale': it has buffers \(used\), which are kept or move .*; name 'codes'": split_by(
+        codes="body|norm|codes", scale=r"codes\.scale|fc"
+    ),
+    r"norm cannot be in 'body\.\d' and 'head'": split_stages(head=("norm.weight", "fc")),
+    r"'fc' and 'fc.weight' begin at the same layer": split_at("fc", "fc.weight"),
+    r"out of order: 'fc.weight' comes before 'fc.bias' .*; use split_at\('fc.weight', 'fc.bias'\)": split_at(
+        "fc.bias", "fc.weight"
+    ),
+    r"patterns out of order: 'b' comes before 'a'": split_by(a=r".*\.bias", b=r".*\.weight|codes.*|norm"),
+    r"no pattern matches fc.bias, which have": split_by(a="(?!fc).*", b=r"fc\.weight"),
+    r"fc.bias is claimed by b='fc.bias' and c='fc.b.\*'": split_by(a="body|norm|codes|fc", b="fc.bias", c="fc.b.*"),
+    r"has no module 'fc.biaz'; did you mean 'fc.bias'": split_at("fc.biaz"),
+}
+
+
+@pytest.mark.parametrize(("message", "splitter"), CANNOT_BE_CUT.items(), ids=[repr(s) for s in CANNOT_BE_CUT.values()])
+def test_parameters_that_cannot_leave_their_layer_are_an_error(message, splitter):
+    model = net(body=run(2), norm=nn.BatchNorm2d(8), codes=Codebook(), fc=nn.Linear(8, 2))
+    with pytest.raises(SplitError, match=message):
+        splitter.groups(model)
+
+
+@pytest.mark.parametrize("last", [split_at("head.1.bias"), split_at("head", "scale")], ids=repr)
+def test_a_last_group_of_one_parameter_trains_alone_and_is_the_head(last):
+    model = residual()
+    model.scale = nn.Parameter(torch.ones(()))
+    model.register_forward_hook(lambda m, _, out: out * m.scale)
+    learn = learner(model, splitter=last, cbs=FrozenEval(FreezeContract(hold_stats="pretrained")))
+    learn.freeze_to(-1)
+    before = fingerprints(learn)
+    learn.fit(1, 1e-2)
+    assert set(changed(before, fingerprints(learn))) == {last.args[-1], "scale"}
+    learn.unfreeze()
+    before = fingerprints(learn)
+    learn.fit(1, 1e-2)
+    moved = set(changed(before, fingerprints(learn)))
+    assert {"scale", "body.0.weight"} <= moved
+    assert not {n for n in moved if "running" in n}  # the body's statistics are pretrained, whatever trains
 
 
 def test_one_boundary_that_makes_one_group_is_an_error():

@@ -68,6 +68,7 @@ _WHERE = {
     "arms_of": "evidence",
     # what the functions above return, and take
     "Splitter": "splitters",
+    "Division": "splitters",
     "GroupTable": "report",
     "Rate": "rates",
     "Sweep": "fit",
@@ -132,6 +133,7 @@ if TYPE_CHECKING:
     from .rates import Rate as Rate
     from .report import GroupTable as GroupTable
     from .report import group_table as group_table
+    from .splitters import Division as Division
     from .splitters import Splitter as Splitter
     from .splitters import execution_order as execution_order
     from .splitters import layer_groups as layer_groups

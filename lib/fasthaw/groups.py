@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from types import MappingProxyType
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from .modules import hides_weights, is_norm, parent_name
 from .words import shown, some_of
@@ -82,8 +81,8 @@ def check_parameters(model: nn.Module) -> None:
     """Raises SplitError for a model without parameters, and for one with a lazy layer that has not met its input yet."""
     if next(model.parameters(), None) is None:
         raise SplitError(f"{type(model).__name__} has no parameters, so there is nothing to divide into layer groups")
-    if any(isinstance(p, UninitializedTensorMixin) for p in model.parameters()):
-        lazy = next(n for n, p in model.named_parameters() if isinstance(p, UninitializedTensorMixin))
+    lazy = next((n for n, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
         raise SplitError(f"{lazy} has no shape yet (a lazy layer): send one batch through the model first")
 
 
@@ -103,17 +102,20 @@ def partition(
 ) -> tuple[LayerGroup, ...]:
     """Groups `names`, where `place` says for each leaf module (a module without children) the index of its group.
 
-    `params_at` says the same of bare parameters, those of modules with children; without a word they are in the earliest
-    group that the module spans. A group without parameters stands where its weights are none: quantised or scripted.
+    `params_at` says the same of parameters by themselves. Without a word a leaf's are where it is, and *bare* ones, those of
+    modules with children, in the earliest group that the module spans. A leaf whose parameters are in two groups is, like a
+    container, whole in none, so that nothing holds its mode; a norm, or what has buffers, cannot be so. A group without
+    parameters stands where its weights are none: quantised or scripted.
 
     A group of normalisation layers only joins the group before it (the first one, the group after it): what such a
     layer normalises is the output of its neighbour, and frozen is read from the parameters that are not a norm's.
 
     Raises:
-        SplitError: the model has no parameters, or a group has none of its own.
+        SplitError: the model has no parameters, a group has none of its own, or a layer that is one thing is in two.
     """
     check_parameters(model)
-    names, place, params_at = list(names), dict(place), dict(params_at or {})
+    names, params_at = list(names), dict(params_at or {})
+    place = _with_parameters(model, names, place, params_at)
     while True:  # ends, as every turn takes a group away
         groups = _build(model, names, place, params_at)
         _check_not_empty(model, groups)
@@ -125,6 +127,31 @@ def partition(
         place, params_at = (
             {n: into if i == alone else i - (i > alone) for n, i in at.items()} for at in (place, params_at)
         )
+
+
+def _with_parameters(
+    model: nn.Module, names: Sequence[str], place: Mapping[str, int], params_at: Mapping[str, int]
+) -> dict[str, int]:
+    """`place`, each leaf in the earliest group of its parameters where they are placed by themselves."""
+    place = dict(place)
+    for owner in {parent_name(n) for n in params_at} & place.keys():
+        module, prefix = model.get_submodule(owner), f"{owner}." if owner else ""
+        own = [n for n, p in module._parameters.items() if p is not None]
+        at = {params_at.get(prefix + n, place[owner]) for n in own}
+        place[owner] = min(at)
+        if len(at) == 1:
+            continue
+        both = " and ".join(repr(names[i]) for i in sorted(at))
+        if is_norm(module):
+            raise SplitError(
+                f"{owner} cannot be in {both}: scale and shift of a norm are frozen together; name {owner!r}"
+            )
+        if buffers := [n for n, b in module._buffers.items() if b is not None]:
+            raise SplitError(
+                f"{owner} cannot be in {both}: it has buffers ({some_of(buffers)}), which are kept or move with all of it; "
+                f"name {owner!r}"
+            )
+    return place
 
 
 def groups_of_lists(
@@ -142,10 +169,10 @@ def groups_of_lists(
             or one that requires grad is in none.
     """
     every, foreign = _checked_lists(lists), {id(p) for p in others.values()}
-    lists = [ps for ps in every if any(id(p) not in foreign for p in ps)]
-    owner = {id(p): i for i, ps in enumerate(lists) for p in ps}
+    own = [ps for ps in every if any(id(p) not in foreign for p in ps)]
+    owner = {id(p): i for i, ps in enumerate(own) for p in ps}
     named = dict(model.named_parameters())
-    _check_overlap(lists, named)
+    _check_overlap(own, named)
     missing = [n for n, p in named.items() if id(p) not in owner]
     unknown = [n for n in missing if named[n].requires_grad]
     if unknown:
@@ -153,16 +180,16 @@ def groups_of_lists(
             f"{len(unknown)} parameters require grad but are in no parameter group: {some_of(unknown)}. Return them from "
             "the splitter, and make a new optimizer (`learn.create_opt()`) after a part of the model was replaced"
         )
-    names = [f"group{i}" for i in range(len(lists))]
-    names[-1] = "head" if len(lists) > 1 else names[-1]
+    names = [f"group{i}" for i in range(len(own))]
+    names[-1] = "head" if len(own) > 1 else names[-1]
     if missing:
         names, owner = [UNLISTED, *names], {k: i + 1 for k, i in owner.items()}
     params_at = {n: owner.get(id(p), 0) for n, p in named.items()}
     groups = _build(model, names, _place_by_params(model, params_at), params_at)
-    unlisted = groups[: len(groups) - len(lists)]
+    unlisted = groups[: len(groups) - len(own)]
     listed = [
         replace(g, _params={**dict(g.named_params()), **_named(ps, others)})
-        for g, ps in zip(groups[len(unlisted) :], lists, strict=True)
+        for g, ps in zip(groups[len(unlisted) :], own, strict=True)
     ]
     return (*unlisted, *listed, *groups_of_others(every, others))
 
@@ -202,7 +229,7 @@ def _build(
         prefix = f"{name}." if name else ""
         for n, p in module._parameters.items():
             if p is not None:
-                uses.setdefault(id(p), []).append((params_at.get(prefix + n, min(span)), prefix + n))
+                uses.setdefault(id(p), []).append((params_at.get(prefix + n, place.get(name, min(span))), prefix + n))
         for n, b in module._buffers.items():
             if b is not None:
                 buffers[min(span)][prefix + n] = b
@@ -212,7 +239,10 @@ def _build(
         later = [n for i, n in places if i > first]
         if later:
             tied[first][name] = later[0]
-    return tuple(map(LayerGroup, names, modules, tied, params, buffers, repeat(model)))
+    return tuple(
+        LayerGroup(name, modules=modules[i], tied=tied[i], _params=params[i], _buffers=buffers[i], root=model)
+        for i, name in enumerate(names)
+    )
 
 
 def _spans(model: nn.Module, place: Mapping[str, int], params_at: Mapping[str, int]) -> dict[int, set[int]]:
@@ -262,20 +292,20 @@ def _checked_lists(lists: Iterable[Iterable[nn.Parameter]]) -> list[list[nn.Para
     wanted = (
         "a splitter returns a list of lists of parameters, such as [list(body.parameters()), list(head.parameters())]"
     )
-    lists = list(lists)
-    if lists and all(isinstance(p, Tensor) for p in lists):
-        return [lists]  # fastai's default splitter returns one flat list, which its optimizers take for one group
-    if not lists or any(isinstance(ps, Tensor | nn.Module | str) or not isinstance(ps, Iterable) for ps in lists):
-        came = ", ".join(type(ps).__name__ for ps in lists[:3]) or "nothing"
-        raise SplitError(f"{wanted}; it returned {came}")
-    lists = [list(ps) for ps in lists]
-    for i, ps in enumerate(lists):
-        if not ps:
-            raise SplitError(f"parameter group {i} of {len(lists)} is empty; {wanted}")
-        odd = next((p for p in ps if not isinstance(p, Tensor)), None)
+    came: list = list(lists)
+    if came and all(isinstance(p, Tensor) for p in came):
+        came = [came]  # fastai's default splitter returns one flat list, which its optimizers take for one group
+    if not came or any(isinstance(ps, Tensor | nn.Module | str) or not isinstance(ps, Iterable) for ps in came):
+        kinds = ", ".join(type(ps).__name__ for ps in came[:3]) or "nothing"
+        raise SplitError(f"{wanted}; it returned {kinds}")
+    found = [list(ps) for ps in came]
+    for i, one in enumerate(found):
+        if not one:
+            raise SplitError(f"parameter group {i} of {len(found)} is empty; {wanted}")
+        odd = next((p for p in one if not isinstance(p, Tensor)), None)
         if odd is not None:
             raise SplitError(f"parameter group {i} holds a {type(odd).__name__}, which nothing would train; {wanted}")
-    return lists
+    return found
 
 
 def _check_overlap(lists: list[list[nn.Parameter]], named: Mapping[str, nn.Parameter]) -> None:

@@ -52,7 +52,8 @@ def last_group_of(groups: Sequence[LayerGroup]) -> dict[str, str]:
     """For each module, by its dotted name, the name of the last group with anything of it in it."""
     last: dict[str, str] = {}
     for group in groups:
-        for name in group.modules:
+        # A layer whose parameters are in two groups is among the modules of none.
+        for name in (*group.modules, *(parent_name(n) for n, _ in group.named_params())):
             # Up to the first container that this group has reached already.
             while last.get(name) != group.name:
                 last[name] = group.name

@@ -37,8 +37,8 @@ def makes_noise(module: nn.Module) -> bool:
 
 
 def held_groups(groups: Sequence[LayerGroup], where: Where, frozen: Sequence[bool]) -> tuple[bool, ...]:
-    """For each group whether `where` reaches it; what a loss brings (a group without modules) is no head."""
-    n = max((i for i, g in enumerate(groups, 1) if g.modules), default=len(groups))
+    """For each group whether `where` reaches it; what a loss brings (a group of no network) is no head."""
+    n = max((i for i, g in enumerate(groups, 1) if g.root is not None), default=len(groups))
     return (*held(where, frozen[:n]), *frozen[n:]) if where != "nowhere" else (False,) * len(groups)
 
 

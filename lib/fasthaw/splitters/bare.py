@@ -25,6 +25,12 @@ def bare_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]
                     yield name, f"{name}.{n}" if name else n, p
 
 
+def own_parameters(modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """For each module that has parameters of its own the dotted names of them, in registration order."""
+    own = {name: [n for n, p in module._parameters.items() if p is not None] for name, module in modules.items()}
+    return {name: [f"{name}.{n}" if name else n for n in ns] for name, ns in own.items() if ns}
+
+
 def late_parameters(root: Node) -> list[str]:
     """The bare parameters that are used behind a body, of `root` and of wrappers around one child."""
     found, node = [], root

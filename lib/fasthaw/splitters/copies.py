@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from ..pinned import pinned_in
-from .ways import Places
+from .division import Division
 
 
 def beside_copies(
-    model: nn.Module, leaves: Sequence[str], divide: Callable[[nn.Module, Sequence[str]], Places]
-) -> Places:
+    model: nn.Module, leaves: Sequence[str], divide: Callable[[nn.Module, Sequence[str]], Division]
+) -> Division:
     """What `divide(model, leaves)` returns, with a group of its own for each copy; `leaves` name the leaf modules in order."""
     copies = copies_in(model)
     if not copies:
         return divide(model, leaves)
     inside = {n: c for n in leaves for c in copies if n == c or n.startswith(f"{c}.")}
-    names, place, params, doubt = divide(_without(model, copies), [n for n in leaves if n not in inside])
+    found = divide(_without(model, copies), [n for n in leaves if n not in inside])
+    names, place, params = list(found.names), dict(found.place), dict(found.params)
     for one in copies:
         mine = [n for n in leaves if inside.get(n) == one]
         before = [place[n] + 1 for n in leaves[: leaves.index(mine[0])] if n in place]
         at = min(max(before, default=0), len(names) - 1)
-        names = [*names[:at], one, *names[at:]]
-        place = {n: i + (i >= at) for n, i in place.items()} | dict.fromkeys(mine, at)
-        params = {n: i + (i >= at) for n, i in params.items()}
-    return names, place, params, doubt
+        names.insert(at, one)
+        place, params = ({n: i + (i >= at) for n, i in old.items()} for old in (place, params))
+        place |= dict.fromkeys(mine, at)
+    return replace(found, names=names, place=place, params=params)
 
 
 def copies_in(model: nn.Module) -> list[str]:

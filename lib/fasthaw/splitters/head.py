@@ -24,7 +24,8 @@ from ..groups import SplitError
 from ..modules import is_norm, parent_name
 from ..words import did_you_mean, some_of
 from .bare import late_parameters
-from .newpart import Doubt, new_part
+from .division import Doubt
+from .newpart import new_part
 from .tree import Node, Shapes
 
 _UNET = "DynamicUnet"
@@ -37,6 +38,9 @@ class Head:
     leaves: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     doubt: Doubt | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.leaves or self.bare)
 
 
 def find_head(root: Node, shapes: Shapes, named: Sequence[str] = ()) -> Head:
@@ -172,10 +176,10 @@ def _inside_wrappers(root: Node) -> Node:
 def _named(top: Node, names: str | Sequence[str]) -> list[Node]:
     """The classifiers of these names; of several in containers of their own (a norm, then the layer), the containers."""
     prefix = f"{top.name}." if top.name else ""
-    names = [prefix + n for n in ([names] if isinstance(names, str) else names)]
-    around = {parent_name(n) for n in names}
-    names = around if len(around) > 1 and top.name not in around else names
-    return [n for n in top.walk() if n.name in names and n.size]
+    full = {prefix + n for n in ([names] if isinstance(names, str) else names)}
+    around = {parent_name(n) for n in full}
+    full = around if len(around) > 1 and top.name not in around else full
+    return [n for n in top.walk() if n.name in full and n.size]
 
 
 def _with_twin(top: Node, heads: list[Node]) -> list[Node]:
@@ -229,7 +233,7 @@ def _by_structure(top: Node, shapes: Shapes, prefix: str = "") -> tuple[tuple[st
     if len(kids) < 2 or is_norm(kids[-1].module) or said is not None:
         return (), None
     if shapes.has_chain(kids[-1]):
-        return _single_layer_at_the_end(kids[-1]), new and new.doubt
+        return _single_layer_at_the_end(kids[-1]), new.doubt if new else None
     if new is not None:
         return (), new.doubt
     return _with_noise_before(top, _parallel(kids)), None

@@ -6,6 +6,32 @@ import re
 from collections.abc import Collection, Sequence
 
 from ..modules import parent_name
+from .tree import Node
+
+
+def names_of_groups(
+    tree: Node, blocks: Sequence[Sequence[str]], groups: Sequence[Sequence[str]], head: bool, plain: str
+) -> list[str]:
+    """A name for each of `groups`, which are leaves, after the blocks in it; without blocks it is the stem.
+
+    `head`: one more group comes last, `head`; `plain` is what a group is called whose blocks have numbers only.
+    """
+    alone = bool(blocks) and not blocks[0]
+    taken = {n for n, there in (("stem", alone), ("head", head)) if there}
+    filled = _filled(tree, groups)
+    names = [run_name(names, whole - taken) for names, whole in zip(blocks, filled, strict=True) if names]
+    return [*["stem"] * alone, *readable(names, plain), *["head"] * head]
+
+
+def _filled(tree: Node, groups: Sequence[Sequence[str]]) -> list[set[str]]:
+    """For each group, the names of the modules all of whose leaves are in it."""
+    place = {leaf: i for i, leaves in enumerate(groups) for leaf in leaves}
+    filled: list[set[str]] = [set() for _ in groups]
+    for node in tree.walk():
+        inside = {place.get(leaf, -1) for leaf in node.leaves}
+        if len(inside) == 1 and -1 not in inside and node.name:
+            filled[inside.pop()].add(node.name)
+    return filled
 
 
 def run_name(blocks: Sequence[str], whole: Collection[str]) -> str:
@@ -23,7 +49,8 @@ def run_name(blocks: Sequence[str], whole: Collection[str]) -> str:
     while shared and not last.startswith(f"{shared}."):
         shared = parent_name(shared)
     tail = last[len(shared) + 1 :] if shared else last
-    stem, number = re.fullmatch(r"(.*?)(\d*)", tail).groups()
+    number = re.sub(r".*\D", "", tail)
+    stem = tail[: len(tail) - len(number)]
     front = f"{shared}.{stem}" if shared else stem
     return f"{first}-{number}" if number and re.fullmatch(re.escape(front) + r"\d+", first) else f"{first}-{tail}"
 

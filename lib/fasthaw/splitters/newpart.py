@@ -18,22 +18,13 @@ from torch import nn
 
 from ..modules import is_norm
 from ..outside.torch import ConvNd
+from .division import Doubt
 from .tree import Node, Shapes
 
 _LESSER = (
     3  # blocks with less than a third of the body's layers are a neck: a feature pyramid has 6 on a ResNet-18's 20
 )
 _IMAGE = 4  # what reads so many channels reads an image
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """Modules that can be read otherwise: `new` is the head if they are new, `old` if they are pretrained."""
-
-    names: tuple[str, ...]
-    new: tuple[str, ...]
-    old: tuple[str, ...]
-    taken_for_new: bool
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..modules import unwrap
 from ..optimizer_state import torn_apart
 from ..pinned import write_down
 from ..words import shown, some_of
-from . import Splitter, split_stages
+from .splitter import Splitter, split_stages
 
 _FUNCTION = "Give a function that makes one of the lists: opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)"
 
@@ -39,14 +39,14 @@ def layer_groups(
         return _of_learner(of, splitter)
     groups = (of,) if isinstance(of, LayerGroup) else tuple(of) if isinstance(of, Iterator) else of
     # An array without dimensions calls itself a collection.
-    whole = isinstance(groups, Collection) and not hasattr(groups, "ndim")
-    if not whole or not all(isinstance(g, LayerGroup) for g in groups):
+    found = tuple(groups) if isinstance(groups, Collection) and not hasattr(groups, "ndim") else (groups,)
+    if not all(isinstance(g, LayerGroup) for g in found):
         raise TypeError(f"a learner, a network or its layer groups are wanted; {shown(groups)} came")
     if splitter is not None:
         raise TypeError(
             f"{splitter} divides a learner's network or a network; layer groups came, which are divided already"
         )
-    return tuple(groups)
+    return found
 
 
 def use_groups(learn, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:

@@ -18,7 +18,10 @@ from torch import nn
 
 from ..modules import hides_weights, is_norm
 
-_MOST_STAGES = 8  # a class of which there are more is a block, even if blocks seem to stand inside
+MOST_STAGES = 8  # a class of which there are more is a block, even if blocks seem to stand inside
+NETWORKS = 2  # a block class of which there are more is a block or a stage, not a network that is gone into
+CHAIN = 5  # children that are alike are a chain where they hold more than 1 / 5 of their parent's parameters
+OF_RUNS = 2  # stages make a chain a network of its own where they hold more than 1 / 2 of it
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -72,16 +75,14 @@ def tree(model: nn.Module) -> Node:
     return _node("", model, set(), set())
 
 
-def _node(name: str, module: nn.Module, modules: set[int], params: set[int]) -> Node | None:
-    if id(module) in modules:
-        return None
+def _node(name: str, module: nn.Module, modules: set[int], params: set[int]) -> Node:
     modules.add(id(module))
     own = {id(p): p.shape for p in module._parameters.values() if p is not None}
     size = sum(prod(shape) for key, shape in own.items() if key not in params)
     params.update(own)
     prefix = f"{name}." if name else ""
-    kids = [_node(prefix + n, m, modules, params) for n, m in module._modules.items() if m is not None]
-    kids = [k for k in kids if k is not None]
+    inside = module._modules.items()
+    kids = [_node(prefix + n, m, modules, params) for n, m in inside if m is not None and id(m) not in modules]
     widths = [k.width for k in kids if k.width] or [shape[0] for shape in own.values() if shape]
     return Node(
         name=name,
@@ -183,7 +184,7 @@ class Shapes:
         named = [n for n in nodes if n.children and not n.plain]
         self._counts = Counter(n.cls for n in named)
         self._blocks = {n.cls for n in named if n.weights > 1}
-        few = [n for n in named if self._counts[n.cls] <= _MOST_STAGES]
+        few = [n for n in named if self._counts[n.cls] <= MOST_STAGES]
         self._runs = {n.cls for n in few if any(self._repeats(c) for c in self._inside(n))}
 
     @staticmethod
@@ -220,7 +221,7 @@ class Shapes:
         kinds = repeated(node.children)
         runs = [c for c in node.children if c.size and self.is_run(c)]
         alike = [c for c in node.children if c.kind in kinds or (len(runs) > 1 and c in runs)]
-        return 5 * sum(c.size for c in alike) > node.size
+        return CHAIN * sum(c.size for c in alike) > node.size
 
     def has_chain(self, node: Node) -> bool:
         """Whether it is a chain or one stands below; what inside a block looks like one does not count."""
@@ -232,11 +233,11 @@ class Shapes:
         if chain is None or (node.plain and chain is not node):
             return False
         runs = [c for c in chain.children if self.is_run(c)]
-        return any(not r.plain or self._repeats(r) for r in runs) and 2 * sum(r.size for r in runs) > chain.size
+        return any(not r.plain or self._repeats(r) for r in runs) and OF_RUNS * sum(r.size for r in runs) > chain.size
 
     def _chain(self, node: Node) -> Node | None:
         """The first chain in `node`. A class of which there are three or more is a block or a stage, not a network."""
-        if self._counts[node.cls] > 2 and self.is_block(node):
+        if self._counts[node.cls] > NETWORKS and self.is_block(node):
             return None
         return next((n for n in node.walk() if n.children and self.is_chain(n)), None)
 
