@@ -959,7 +959,7 @@ def test_a_fast_fill_ends_near():
 
 def test_the_report_prints_itself():
     _, report = trained(True)
-    line = str(report)
+    line = " ".join(str(report).split())  # wrapped at the width of the screen
     assert line.startswith("20 items cached after body: 0.1 MB in memory, filled in ")
     assert line.endswith("One batch with and without the cache: equal to the last bit.")
 

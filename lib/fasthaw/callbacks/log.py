@@ -46,7 +46,7 @@ class LogGroups(GroupRecorder):
             batch: `"wandb"` without a run.
 
     >>> LogGroups(lambda values, step: print(step, values["lr/head"]), every=10)
-    LogGroups
+    LogGroups(every=10, 0 steps recorded)
     """
 
     order = 91
@@ -66,7 +66,7 @@ class LogGroups(GroupRecorder):
 
     def before_train(self) -> None:
         super().before_train()
-        if self._groups is not None and self._sinks is None:
+        if self._groups and self._sinks is None:
             self._sinks = [_sink(one) for one in self._chosen()] if leads() else []
 
     def after_batch(self) -> None:

@@ -64,7 +64,7 @@ class GroupRecorder(OneLearner):
 
     def __repr__(self) -> str:
         groups = f" of {len(self._names)} groups" if self._names else ""
-        return f"GroupRecorder(every={self.every}, {len(self._rows):,} steps{groups} recorded)"
+        return f"{type(self).__name__}(every={self.every}, {len(self._rows):,} steps{groups} recorded)"
 
     def _repr_html_(self) -> str:
         if not self._rows:
