@@ -228,6 +228,7 @@ def test_a_second_thread_is_refused_while_the_first_one_writes(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["fasthaw_plan.pt"]
 
 
+@pytest.mark.slow
 def test_the_lock_is_the_kernels_and_a_killed_writers_leftovers_go(tmp_path):
     path = tmp_path / "run.pt"
     code = f"""
@@ -631,6 +632,7 @@ def test_looking_reads_no_item_and_draws_no_random_number(tmp_path):
     assert dls.train_ds.read == dls.valid_ds.read == 0
 
 
+@pytest.mark.slow
 def test_the_look_is_the_same_in_another_process_and_under_other_hash_seeds(tmp_path):
     tests = Path(__file__).parent
     code = f"""

@@ -119,6 +119,7 @@ def images(n=2, size=32):
 # Whole networks: the claims of `make dropout-coverage`, on some of each kind.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "calls", "in_gates"),
     [
@@ -141,6 +142,7 @@ def test_every_activation_call_of_a_torchvision_network_is_followed_by_dropout(a
     assert found.groups_same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch", ["tinynet_e", "vit_tiny_patch16_224", "skresnet18", "ese_vovnet19b_slim_dw", "nf_regnet_b0"]
 )

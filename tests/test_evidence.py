@@ -283,6 +283,7 @@ def test_epochs_to_the_baseline_count_from_one_and_want_every_seed():
 # Ready questions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "n"), [("frozen", 8), ("freeze or rates", 7), ("dropout", 4), ("fastai", 12), ("rate", 5)]
 )

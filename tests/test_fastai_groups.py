@@ -71,6 +71,7 @@ def test_a_text_classifier_with_fastais_splitter_and_callbacks(words):
     assert still <= set(body_moved(learn, before)) | {n for n in still if "encoder_dp" in n}
 
 
+@pytest.mark.slow
 def test_a_unet_with_its_encoder_frozen():
     torch.manual_seed(0)
     body = create_vision_model(resnet18, 4, pretrained=False)[0]
@@ -93,6 +94,7 @@ def test_the_table_reads_fastais_groups():
     assert [r.group for r in rows] == ["group0", "head"] and rows[1].modules == "1"
 
 
+@pytest.mark.slow
 def test_save_model_callback_and_a_second_fit_start_from_the_saved_weights(tmp_path):
     torch.manual_seed(0)
     model = create_vision_model(mobilenet_v3_small, 4, pretrained=False, cut=-2)

@@ -131,6 +131,7 @@ CUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CUTS)
 def test_the_cut_may_be_inside_the_body(case):
     build, at = CUTS[case]
@@ -520,6 +521,7 @@ def is_clean(learn):
     return True
 
 
+@pytest.mark.slow
 def test_ctrl_c_inside_a_cached_forward_leaves_a_clean_network_in_the_block_and_after_it():
     learn = make()
     learn.freeze()

@@ -269,6 +269,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_torchvision_networks_are_equal(name):
     make, at, live = LARGE[name]

@@ -136,6 +136,7 @@ def structure(learn):
     learn.model.body[2].relu = nn.Hardtanh(0, 1e9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [weights, buffer, data, label, one_more_transform, smaller_batches, structure])
 def test_a_change_makes_another_cache(tmp_path, change):
     run(tmp_path)
@@ -179,6 +180,7 @@ def test_a_damaged_cache_is_filled_again(tmp_path, damage):
     assert run(tmp_path)[1].reused
 
 
+@pytest.mark.slow
 def test_a_cache_without_manifest_is_filled_again(tmp_path):
     run(tmp_path)
     (caches(tmp_path)[0] / "manifest.json").unlink()

@@ -102,6 +102,7 @@ def row_params(learn, row):
     return next(g for g in layer_groups(learn) if g.name == row.group).named_params()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_a_plan_is_the_same_stages_written_by_hand(opt):
     planned = make(FrozenEval(), opt=opt)
@@ -153,6 +154,7 @@ def test_the_record_prints_in_a_terminal_and_a_notebook(monkeypatch):
     assert markdown[-1] == record.summary()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETWORKS)
 def test_every_kind_of_network_is_previewed_and_run(net):
     def fresh():
@@ -303,6 +305,7 @@ def states_of(plan, **kwargs):
     return states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "at, epochs_done, message",
     [
@@ -362,7 +365,12 @@ def test_ctrl_c_gives_muted_dropout_back():
 # Resuming
 
 
-@pytest.mark.parametrize("epochs_done, opt", [*((n, "adam") for n in range(1, 8)), (3, "torch"), (4, "ranger")])
+# Each epoch of the plan; all of them together take long.
+SOME = [(3, "adam"), (4, "adam"), (3, "torch"), (4, "ranger")]
+SOME += [pytest.param(n, "adam", marks=pytest.mark.slow) for n in (1, 2, 5, 6, 7)]
+
+
+@pytest.mark.parametrize("epochs_done, opt", SOME)
 def test_a_resumed_run_ends_in_the_bits_of_an_undisturbed_one(epochs_done, opt, tmp_path):
     want, path = make(FrozenEval(), opt=opt), tmp_path / "run.pt"
     fit_plan(want, STAGED)
@@ -637,6 +645,7 @@ def everything(learn):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_ten_lr_finds_leave_every_bit_as_it_was(opt):
     learn = make(FrozenEval(), FreezeProof(), GroupRecorder(), opt=opt)

@@ -223,6 +223,7 @@ def test_a_compiled_network_is_held_by_its_wrapper():
         assert not net.stem.training and net.head.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_network_that_torch_compiles_is_held(tiny, in_place):
     groups = frozen_body(tiny)
@@ -350,6 +351,7 @@ class WithLoss(nn.Module):
         return {"loss": F.cross_entropy(out, labels), "logits": out}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holds", [True, False])
 def test_transformers_trainer(holds, tmp_path):
     torch.manual_seed(0)

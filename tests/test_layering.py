@@ -146,6 +146,7 @@ from importlib import import_module
 WITH_TORCH_ALONE = ("optim", "splitters", "dropout", "freezing", "rates", "plan")
 
 
+@pytest.mark.slow
 def test_what_serves_any_trainer_needs_torch_alone():
     code = f"""{BLOCKED}
 for name in {WITH_TORCH_ALONE}:

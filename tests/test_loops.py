@@ -269,6 +269,7 @@ def run(loop, ours, tmp_path, *, freeze=False):
     return learn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_where_nothing_is_frozen_a_loop_ends_in_the_bits_it_would_end_in_without(loop, tmp_path):
     alone, beside = (run(loop, cbs, tmp_path) for cbs in ((), (FrozenEval(),)))

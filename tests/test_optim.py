@@ -226,6 +226,7 @@ def scales(name: str) -> tuple[int, int, dict[str, tuple[float, float]]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_layer_decay_by_block_is_timms(name):
     n_ours, n_timm, both = scales(name)
@@ -233,6 +234,7 @@ def test_layer_decay_by_block_is_timms(name):
     assert [n for n, (a, b) in both.items() if a != b] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_layer_decay_by_block_differs_from_timms_just_there(name):
     n_ours, n_timm, both = scales(name)

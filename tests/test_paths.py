@@ -169,6 +169,7 @@ GOOD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_all_precious_files_are_still_there(door, precious, monkeypatch):
     if door in GOOD:

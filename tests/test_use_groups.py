@@ -88,6 +88,7 @@ def text_learner():
     return learn
 
 
+@pytest.mark.slow
 def test_a_learner_whose_function_takes_no_splitter():
     learn = text_learner()
     learn.freeze()
