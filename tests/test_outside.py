@@ -140,6 +140,17 @@ def test_many_tensors_are_added_to_and_moved_in_one_call():
     assert tensors[0].tolist() == [4.0, 4.0] and of_torch.square_roots(tensors)[0].tolist() == [2.0, 2.0]
 
 
+def test_a_write_to_a_tensor_is_counted():
+    t = torch.ones(2)
+    before = of_torch.versions_of([t])
+    t.data.mul_(2)
+    assert of_torch.versions_of([t]) == before
+    t.mul_(2)
+    assert of_torch.versions_of([t]) != before and of_torch.versions_of([t.clone()])[0][0] != before[0][0]
+    with torch.inference_mode():
+        assert of_torch.versions_of([torch.ones(1)])[0][1] == 0
+
+
 ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.01, "eps": 1e-5, "amsgrad": False, "maximize": False}
 SGD = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.9, "dampening": 0.0, "nesterov": False}
 SGD |= {"maximize": False, "is_first_step": True}

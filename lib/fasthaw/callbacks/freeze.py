@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from numbers import Number
-from typing import Any
+from typing import Any, Literal
 
 from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..freezing import FreezeContract, Keeper, selected, train_only
+from ..freezing import FastForward, FreezeContract, Keeper, selected, train_only
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
 from ..optimizer_state import copy_slow, forget, param_lists
@@ -29,7 +29,7 @@ from ..outside.fastai import (
 from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..undo import Standin, Undone
-from ..words import at_least, shown, wanted
+from ..words import at_least, flag, one_of, shown, wanted
 from .grouped import grouped
 from .one_learner import OneLearner
 from .turns import Turns
@@ -44,6 +44,11 @@ class FrozenEval(OneLearner):
     Optimizer state is dropped at the end of a fit in which a parameter was frozen all through; what waits its turn keeps it.
     Pinned parameters, off before anything was frozen, are switched off again where `learn.unfreeze()` switched them on.
 
+    `fold=True` runs each frozen BatchNorm inside the convolution before it, `layout="channels_last"` frozen convolutions on
+    images that are laid out channels last: in training, validation and prediction, by copies of their weights that are made
+    anew each epoch and whenever they change. Outputs then differ by rounding, which is why both are off by default; the
+    network's own tensors stay what they are, to the bit. What cannot be served runs as ever, and the reason is warned of.
+
     Raises (at the start of a fit):
         ValueError: a parameter that requires grad is unknown to the optimizer, as after a head was replaced; the optimizer
             has other groups than the learner's splitter makes; or this is the learner's second FrozenEval.
@@ -53,8 +58,17 @@ class FrozenEval(OneLearner):
 
     order, run_valid = TrainEvalCallback.order + 1, False
 
-    def __init__(self, contract: FreezeContract = FreezeContract()) -> None:  # noqa: B008 (a frozen value)
+    def __init__(
+        self,
+        contract: FreezeContract = FreezeContract(),  # noqa: B008 (a frozen value)
+        *,
+        layout: Literal["channels_last"] | None = None,
+        fold: bool = False,
+    ) -> None:
         self.contract = wanted(FreezeContract, contract, "FrozenEval takes a FreezeContract")
+        last = layout is not None and one_of(("channels_last",), layout, "layout") == "channels_last"
+        self.fast = FastForward(channels_last=last, fold=flag(fold, "fold"))
+        self._due = False  # whether copies are to be made before the next batch
         self.turns = Turns()
         self.keeper = Keeper(contract)
         self._own: Callable[[], None] | None = None
@@ -65,7 +79,8 @@ class FrozenEval(OneLearner):
         self._fresh = False
 
     def __repr__(self) -> str:
-        return f"FrozenEval({self.contract})"
+        fast = ', layout="channels_last"' * self.fast.channels_last + ", fold=True" * self.fast.fold
+        return f"FrozenEval({self.contract}{fast})"
 
     def before_fit(self) -> None:
         learn = self.learn
@@ -103,6 +118,9 @@ class FrozenEval(OneLearner):
     def before_batch(self) -> None:
         self.keeper.hold_again()  # somebody may have validated or called `model.train()` inside the epoch
 
+    def after_pred(self) -> None:
+        self.fast.check_way()
+
     def before_step(self) -> None:
         if self.keeper.lost():
             # Frozen since the forward: momentum must not carry it on.
@@ -133,7 +151,7 @@ class FrozenEval(OneLearner):
         self.turns.keep_frozen()
         self._enforce(layer_groups(self.learn))
         self.keeper.hold(self.learn.model)
-        self._known, self._fresh = self._facts(), True
+        self._known, self._fresh, self._due = self._facts(), True, True
 
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
@@ -161,6 +179,7 @@ class FrozenEval(OneLearner):
 
     def _step_out_of_epoch(self) -> None:
         self.keeper.release()
+        self.fast.step_out()
         self._step_out()
 
     def _stand_in(self) -> None:
@@ -178,6 +197,7 @@ class FrozenEval(OneLearner):
 
     def _step_in(self) -> None:
         """Stand between `before_batch` and the network: only there every callback has had its word."""
+        self._due = True
         if who_runs_batches(self.learn) != self._one_batch:
             self._own = who_runs_batches(self.learn)
             let_run_batches(self.learn, self._one_batch)
@@ -198,10 +218,14 @@ class FrozenEval(OneLearner):
                 self.keeper.look(self.learn.model, tuple(self.learn.xb), {})
         else:
             self.keeper.hold_again()  # a GANTrainer validates in training mode
+        if self.fast.wanted and (self._due or self.fast.stale()):
+            self._due = False
+            self.fast.renew(self.learn.model, self.keeper.groups, self.keeper.frozen, tuple(self.learn.xb))
         if self._own is not None:
             self._own()
         else:
             run_batch(self.learn)
+        self.fast.check_way()  # `after_pred` is for training alone
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "learn" and value is None:

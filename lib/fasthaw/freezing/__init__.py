@@ -8,6 +8,7 @@ parameters (`fasthaw.pinned`) are the one thing remembered.
 from .contract import FreezeContract as FreezeContract
 from .contract import contract_of as contract_of
 from .contract import held as held
+from .fast import FastForward as FastForward
 from .fingerprints import changed as changed
 from .fingerprints import fingerprints as fingerprints
 from .hold import HeldFrozen as HeldFrozen

@@ -64,6 +64,7 @@ __all__ = [
     "keeps_more_than_tensors",
     "saved_state",
     "sparse_parts",
+    "versions_of",
     "writes_to_shared_memory",
 ]
 
@@ -179,6 +180,14 @@ def saved_state(module: nn.Module, prefix: str) -> dict[str, object]:
     found: dict[str, object] = {}
     module._save_to_state_dict(found, prefix, keep_vars=True)
     return found
+
+
+def versions_of(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    """For each tensor where its numbers are and how often they were written to, as autograd counts it.
+
+    Writing through `.data` is not counted, nor is what is written to a tensor of inference mode.
+    """
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def sparse_parts(t: Tensor) -> tuple[Tensor, Tensor]:
