@@ -639,6 +639,18 @@ def test_within_limits_it_to_layer_groups(tiny):
     assert rates(tiny) == {"stem": 0.2, "layer1": 0.2, "layer2": 0.5}
 
 
+def test_a_learner_is_taken_for_its_network_and_its_own_groups(tiny):
+    learn = learner(tiny, splitter=split_at("layer2", "head"))
+    insert_dropout(learn, {"layer2": 0.3})
+    assert {r.group: r.p for r in dropout_table(learn).rows if r.after} == {"layer2": 0.3}
+    assert dropout_table(learn).rows == dropout_table(tiny, split_at("layer2", "head")).rows
+    assert set_dropout(learn, 0.2, within="layer2") is tiny
+    assert {r.p for r in dropout_table(learn).rows if r.group == "layer2"} == {0.2}
+    assert remove_dropout(learn) is tiny and not any(r.after for r in dropout_table(learn).rows)
+    with pytest.raises(ValueError, match="layer1"):
+        insert_dropout(learn, 0.1, within="layer1")
+
+
 def test_a_mapping_gives_each_layer_group_its_own(tiny):
     assert rates(insert_dropout(tiny, {"stem": 0.1, "layer2": 0.3}, splitter=STAGES)) == {"stem": 0.1, "layer2": 0.3}
 

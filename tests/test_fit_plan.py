@@ -73,7 +73,7 @@ def same_state(one, other):
 
 def test_the_run_has_the_rates_that_the_preview_said_step_by_step():
     learn = make(FrozenEval(), GroupRecorder())
-    said = preview(STAGED, learn)
+    said = preview(learn, STAGED)
     fit_plan(learn, STAGED)
     frame = learn.group_recorder.dataframe()
     assert said.rates.shape == (16, 4)
@@ -164,7 +164,7 @@ def test_every_kind_of_network_is_previewed_and_run(net):
     want = fresh()
     fit_plan(want, plan)
     learn = fresh()
-    said = preview(plan, learn)
+    said = preview(learn, plan)
     record = fit_plan(learn, plan)
     assert weights(learn) == weights(want)
     assert (learn.group_recorder.dataframe()["lr"].to_numpy().reshape(-1, 2) == said.rates).all()
@@ -248,7 +248,7 @@ def test_the_optimizer_is_left_with_plain_floats(tmp_path):
         (Stage(1, [1e-3, 1e-3, 1e-3, 0], -1), r"stage 3 \(head\): every group that trains \(head\) has the rate 0"),
     ],
 )
-@pytest.mark.parametrize("call", [fit_plan, lambda learn, plan: preview(plan, learn)])
+@pytest.mark.parametrize("call", [fit_plan, preview])
 def test_a_stage_that_does_not_fit_is_found_before_the_first_one(call, stage, message):
     learn = make(FrozenEval())
     before = snapshot(learn)
@@ -264,6 +264,15 @@ def test_an_optimizer_without_momentum_is_an_error_before_the_first_batch():
     with pytest.raises(ValueError, match="fit_one_cycle schedules momentum"):
         fit_plan(learn, STAGED)
     assert weights(learn) == before
+
+
+@pytest.mark.parametrize("call", [fit_plan, preview])
+def test_the_learner_comes_first_and_the_other_order_is_told(call):
+    said = rf"{call.__name__}\(learn, plan\) takes a fastai Learner and then a Plan \(they came the other way round\)"
+    with pytest.raises(TypeError, match=said):
+        call(STAGED, make())
+    with pytest.raises(TypeError, match=r"and then a Plan; None came"):
+        call(None, STAGED)
 
 
 def test_a_list_of_stages_is_no_plan():
@@ -530,13 +539,13 @@ def test_putting_back_restores_all_of_a_learner():
 
 def test_the_preview_looks_like_this(monkeypatch, golden):
     monkeypatch.setenv("COLUMNS", "120")
-    golden("plan/preview.txt", f"{preview(STAGED, make(FrozenEval()))}\n")
+    golden("plan/preview.txt", f"{preview(make(FrozenEval()), STAGED)}\n")
 
 
 def test_the_preview_changes_nothing_and_draws_no_random_number():
     learn = make(FrozenEval(), GroupRecorder())
     before, modes = snapshot(learn), [m.training for m in learn.model.modules()]
-    preview(STAGED, learn)
+    preview(learn, STAGED)
     assert same_state(snapshot(learn), before)
     assert [m.training for m in learn.model.modules()] == modes
     assert frozen(layer_groups(learn)) == (False,) * 4 and learn.opt is None
@@ -544,7 +553,7 @@ def test_the_preview_changes_nothing_and_draws_no_random_number():
 
 def test_the_share_of_backward_that_is_skipped_is_what_a_backward_does_not_do():
     # In units of one 8-to-8 convolution the weights of the stem are 3/8, and of four convolutions weights and inputs 1 each.
-    said = preview(Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3, -2), Stage(1, 1e-3, "stem"), Stage(1, 1e-3)), make())
+    said = preview(make(), Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3, -2), Stage(1, 1e-3, "stem"), Stage(1, 1e-3)))
     head, last, stem, whole = (s.skipped for s in said.stages)
     assert whole == 0
     assert head == pytest.approx(0.9997, abs=1e-3)
@@ -608,18 +617,18 @@ def test_the_whole_schedule_is_fastais_to_the_last_bit(epochs, n_batches):
 def test_batches_of_fastais_own_types_are_counted():  # torch 2.4 cannot count with them
     learn = make()
     learn.dls.train.after_batch = lambda batch: (TensorImage(batch[0]), *batch[1:])
-    assert [s.skipped for s in preview(STAGED, learn).stages] == [s.skipped for s in preview(STAGED, make()).stages]
+    assert [s.skipped for s in preview(learn, STAGED).stages] == [s.skipped for s in preview(make(), STAGED).stages]
 
 
 def test_trained_norms_of_frozen_groups_cost_the_backward_that_they_need():
     plan = Plan(Stage(1, 1e-3, -1, contract=FreezeContract("trained")))
-    stage = preview(plan, make()).stages[0]
+    stage = preview(make(), plan).stages[0]
     assert stage.parameters == 36 + 5 * 16
     assert stage.skipped < 0.6
 
 
 def test_the_plot_shows_each_rate_where_its_group_trains():
-    said = preview(STAGED, make())
+    said = preview(make(), STAGED)
     rate, lanes = said.plot().axes
     assert [t.get_text() for t in rate.texts] == ["1 head", "2 body.3 + head", "3 all"]
     assert [line.get_xdata().tolist() for line in rate.lines[:4]] == [

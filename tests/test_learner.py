@@ -5,6 +5,7 @@
 
 import re
 import sys
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 import torchvision.models as tv
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
+from fastai.layers import SigmoidRange
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastai.vision.core import TensorImage
-from fastai.vision.learner import create_head, create_vision_model
+from fastai.vision.learner import create_body, create_head, create_vision_model
 from torch import nn
 
 from classifiers import N_CLASSES, learner, one_step
@@ -27,6 +29,7 @@ from fasthaw.callbacks import FrozenEval
 from fasthaw.freezing import FreezeContract, changed, fingerprints, frozen
 from fasthaw.learner import transfer_learner
 from fasthaw.learner.archs import load_arch
+from fasthaw.learner.channels import with_channels
 from fasthaw.splitters import layer_groups, split_at
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -284,7 +287,7 @@ def test_the_number_of_classes_is_that_of_the_data():
             "resnet81",
             {},
             ValueError,
-            "has no model 'resnet81' (timm's are spelled 'timm:NAME'); did you mean 'resnet18'",
+            "neither torchvision nor timm has a model 'resnet81'; did you mean 'resnet18'",
         ),
         ("timm:convnext_ato", {}, ValueError, "timm has no model 'convnext_ato'; did you mean 'convnext_atto'"),
         ("timm:test_vit", {"weights": "V2"}, ValueError, "'timm:resnet50.a1_in1k'; weights='V2' came"),
@@ -303,6 +306,103 @@ def test_what_cannot_be_is_an_error(arch, kwargs, error, message):
         transfer(arch, **{"weights": None, **kwargs} if "head" in kwargs else kwargs)
 
 
+def test_a_name_is_torchvisions_where_both_have_it_and_timms_where_it_alone_does():
+    ours, theirs = transfer("resnet18", weights=None), transfer("test_resnet", pretrained=False)
+    assert isinstance(ours.model, tv.ResNet) and theirs.model.pretrained_cfg["architecture"] == "test_resnet"
+    assert transfer("timm:resnet18", pretrained=False).model.pretrained_cfg["architecture"] == "resnet18"
+
+
+def test_a_name_of_nobodys_says_that_timm_would_be_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"did you mean 'resnet18'.*as well with: pip install 'fasthaw\[timm\]'"):
+        transfer("resnet81")
+
+
+def test_pretrained_false_is_no_weights():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tv.WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("weights were loaded"))
+        learn = transfer("resnet18", pretrained=False)
+    assert not any(frozen(layer_groups(learn))) and colour(learn.dls) == [0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match="pretrained=False makes a new network, and weights='IMAGENET1K_V1' came"):
+        transfer("resnet18", pretrained=False, weights="IMAGENET1K_V1")
+
+
+class TestChannels:
+    @pytest.mark.parametrize("n_in", [1, 2, 5])
+    @pytest.mark.parametrize("arch", ["resnet18", "timm:test_resnet"])
+    def test_the_network_takes_that_many(self, arch, n_in):
+        model = transfer(arch, pretrained=False, n_in=n_in).model.eval()
+        assert model(torch.randn(2, n_in, 64, 64)).shape == (2, N_CLASSES)
+        with pytest.raises(RuntimeError, match="channels"):
+            model(torch.randn(2, 3, 64, 64))
+
+    @pytest.mark.parametrize("n_in", [1, 2, 5])
+    def test_the_weights_are_fastais(self, n_in):
+        old = tv.resnet18()
+        theirs = create_body(deepcopy(old), n_in, pretrained=True, cut=-2)[0].weight
+        assert torch.equal(with_channels(old, n_in, keep=True).conv1.weight, theirs)
+
+    def test_one_channel_gives_what_three_equal_ones_gave(self, tiny):
+        x = torch.randn(2, 1, 8, 8)
+        before = tiny.eval()(x.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(with_channels(tiny, 1, keep=True)(x), before)
+
+    @pytest.mark.parametrize("name", AUX)
+    def test_the_colours_are_not_taken_apart_where_there_are_none(self, offline, name):
+        model = transfer(name, n_in=1, normalize=False).model
+        assert not model.transform_input and model.eval()(torch.randn(2, 1, 96, 96)).shape == (2, N_CLASSES)
+
+    @pytest.mark.parametrize("arch", ["resnet18", "timm:test_resnet"])
+    def test_no_statistics_of_colours_are_added_and_that_is_said(self, offline, arch):
+        with pytest.warns(
+            UserWarning, match="the weights know three channels and the images have 1, and the data are not"
+        ):
+            learn = transfer(arch, n_in=1)
+        assert not [t for t in learn.dls.after_batch.fs if isinstance(t, Normalize)]
+
+    @pytest.mark.parametrize(
+        ("arch", "kwargs", "error", "message"),
+        [
+            (nn.Sequential(nn.Linear(2, 2)), {}, ValueError, "but the first layer of Sequential is 0 (Linear("),
+            (nn.Linear(2, 2), {}, ValueError, "but the first layer of Linear is itself (Linear("),
+            ("timm:test_resnet", {"in_chans": 1}, TypeError, "in_chans is timm's word for n_in; give one of the two"),
+            ("resnet18", {"normalize": IMAGENET}, ValueError, "there are 4 channels"),
+            ("resnet18", {"n_in": 0}, ValueError, "n_in is the number of channels of an image"),
+        ],
+    )
+    def test_what_cannot_be_is_an_error(self, arch, kwargs, error, message):
+        with pytest.raises(error, match=re.escape(message)):
+            transfer(arch, **{"pretrained": False, "n_in": 4, **kwargs})
+
+
+class TestRange:
+    @pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "timm:test_resnet", "timm:test_vit"])
+    @pytest.mark.parametrize("head", ["linear", "fastai", lambda n_in, n_out: nn.Linear(n_in, n_out)])
+    def test_the_outputs_lie_in_it(self, arch, head):
+        torch.manual_seed(0)
+        learn = transfer(arch, pretrained=False, head=head, y_range=(-2, 2))
+        group = layer_groups(learn)[-1]
+        assert [m for m in group.modules.values() if isinstance(m, SigmoidRange)]
+        out = learn.model(30 * torch.randn(4, 3, 160, 160))
+        assert -2 <= out.min() <= out.max() <= 2
+
+    def test_they_are_not_cut_at_zero_by_the_relu_that_squeezenet_ends_in(self):
+        torch.manual_seed(0)
+        out = transfer("squeezenet1_1", pretrained=False, y_range=(-2, 2)).model(1e3 * torch.randn(4, 3, 64, 64))
+        assert out.min() < 0
+
+    def test_none_is_none(self):
+        learn = transfer("resnet18", pretrained=False)
+        assert not [m for m in learn.model.modules() if isinstance(m, SigmoidRange)]
+
+    @pytest.mark.parametrize(
+        ("y_range", "error"), [((1, 0), ValueError), (3, TypeError), ((0,), ValueError), ("ab", TypeError)]
+    )
+    def test_it_is_two_numbers_the_lower_one_first(self, y_range, error):
+        with pytest.raises(error, match=re.escape("y_range is the lowest and the highest output, such as (0, 5)")):
+            transfer("resnet18", pretrained=False, y_range=y_range)
+
+
 def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"'timm:resnet18' needs timm: pip install 'fasthaw\[timm\]'"):
@@ -314,7 +414,8 @@ def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
     [
         ("mobilenet_v3_small", "metric", "mobilenet_v3_small takes no option 'metric'; did you mean 'metrics'"),
         ("mobilenet_v3_small", "spliter", "takes no option 'spliter'; did you mean 'splitter'"),
-        ("mobilenet_v3_small", "y_range", "mobilenet_v3_small takes no option 'y_range'"),
+        ("mobilenet_v3_small", "y_rang", "takes no option 'y_rang'; did you mean 'y_range'"),
+        ("mobilenet_v3_small", "pretraind", "takes no option 'pretraind'; did you mean 'pretrained'"),
         ("resnet18", "zero_init_residuals", "did you mean 'zero_init_residual'"),
         ("timm:resnet18", "spliter", "timm ignores spliter=None; leave it out; did you mean 'splitter'"),
         (Tiny(), "metric", "the module is built already, so nothing takes metric; did you mean 'metrics'"),

@@ -709,7 +709,7 @@ def test_a_callback_that_keeps_what_it_learns_serves_one_learner_at_a_time(make)
 def test_a_preview_counts_what_the_callbacks_made_of_the_batch_and_changes_nothing(cb, make, net):
     learn = fit_of(net(), *([cb()] if cb else []), make=make)
     before, cbs, state = dict(vars(learn)), [dict(vars(c)) for c in learn.cbs], torch.get_rng_state()
-    said = preview(Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)), learn)
+    said = preview(learn, Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)))
     if cb:
         assert said.stages[0].skipped > 0.9 and said.stages[1].skipped == 0 and not said.uncounted
     else:
@@ -721,7 +721,7 @@ def test_a_preview_counts_what_the_callbacks_made_of_the_batch_and_changes_nothi
 def test_a_callback_that_needs_a_fit_is_passed_over_in_a_preview():
     learn = fit_of(Noisy(), MixUp(), ToFloat(), make=pair)
     state = torch.get_rng_state()
-    assert preview(Plan(Stage(1, 1e-3)), learn).stages[0].skipped == 0
+    assert preview(learn, Plan(Stage(1, 1e-3))).stages[0].skipped == 0
     assert torch.equal(torch.get_rng_state(), state)
 
 

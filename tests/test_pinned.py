@@ -121,7 +121,7 @@ def test_unfreeze_at_leaves_them_off(quiet):
 def test_a_plan_leaves_them_off_and_says_so_everywhere(quiet):
     learn = positions(cbs=[FrozenEval(), FreezeProof()])
     plan = Plan(Stage(1, 1e-2, -1), Stage(1, LayerDecay(1e-2)))
-    seen, before = preview(plan, learn), fingerprints(learn.model)
+    seen, before = preview(learn, plan), fingerprints(learn.model)
     assert set(seen.pinned) == PINNED and "2 pinned parameters never train: positions, steps" in str(seen)
     free = sum(p.numel() for n, p in learn.model.named_parameters() if n not in PINNED)
     assert [s.parameters for s in seen.stages][1] == free
@@ -328,7 +328,7 @@ def test_pinned_beside_a_splitter_that_says_it_is_refused():
 def test_a_stage_of_pinned_groups_alone_is_refused_before_anything_is_trained():
     learn = by_hand(cbs=FrozenEval())
     before = fingerprints(learn.model)
-    for call in (lambda p: fit_plan(learn, p), lambda p: preview(p, learn)):
+    for call in (lambda p: fit_plan(learn, p), lambda p: preview(learn, p)):
         with pytest.raises(ValueError, match=r"stage 2 \(stem\) trains nothing.*pinned=\(\)"):
             call(Plan(Stage(1, 1e-2, -1), Stage(1, 1e-2, "stem")))
     assert moved(learn.model, before) == set()
@@ -393,7 +393,7 @@ def test_a_wholly_pinned_group_is_no_depth_and_has_a_rate():
     assert lrs(learn, LayerDecay(1.0, decay=0.5)) == rates
     groups = param_groups(model, splitter, LayerDecay(1.0, decay=0.5))
     assert dict.fromkeys(g["group_name"] for g in groups) and sorted({g["lr"] for g in groups}) == [0.25, 0.5, 1.0]
-    seen = preview(Plan(Stage(1, LayerDecay(1.0, decay=0.5))), learn)
+    seen = preview(learn, Plan(Stage(1, LayerDecay(1.0, decay=0.5))))
     assert (
         seen.stages[0].trained == ("encoder.0", "encoder.1", "head")
         and seen.frozen.tolist() == [[False, False, True, False]] * 2
@@ -564,7 +564,7 @@ def test_odd_bodies_pass_through_everything(body, last):
     model = OddBody(body())
     learn = learner(model, splitter=split_at(last), cbs=[FrozenEval(), FreezeProof()])
     plan = Plan(Stage(1, 1e-2, -1), Stage(1, 1e-3))
-    assert len(preview(plan, learn).stages) == 2 and len(group_table(learn).rows) == 2
+    assert len(preview(learn, plan).stages) == 2 and len(group_table(learn).rows) == 2
     before = fingerprints(model)
     lr_find(learn, 1e-3, num_it=12)
     assert moved(model, before) == set()

@@ -730,6 +730,8 @@ def test_what_runs_out_of_order_is_named():
     assert (len(late), set(late.values())) == (13, {"conv1"})
     assert [n for n in late if n.startswith("layer1.0")] == ["layer1.0.conv1", "layer1.0.norm", "layer1.0.conv2"]
     assert out_of_order(split_at("layer1", "layer2", "fc").in_order(order).groups(model), order) == {}
+    learn = Learner(loaders(), model, loss_func=nn.MSELoss(), splitter=split_at("drop", "layer1", "conv1"))
+    assert execution_order(learn, x) == order and out_of_order(learn, order) == late
 
 
 class Draws(Backwards):

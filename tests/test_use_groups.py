@@ -104,7 +104,7 @@ STALE = {
     "fit_one_cycle": lambda learn: learn.fit_one_cycle(1, 1e-2),
     "lrs": lambda learn: lrs(learn, 1e-3),
     "a plan": lambda learn: fit_plan(learn, PLAN),
-    "preview": lambda learn: preview(PLAN, learn),
+    "preview": lambda learn: preview(learn, PLAN),
     "UnfreezeAt": lambda learn: (learn.remove_cb(FrozenEval), learn.fit(1, cbs=UnfreezeAt({0: -1}))),
     "GroupRecorder": lambda learn: (learn.remove_cb(FrozenEval), learn.fit(1, cbs=GroupRecorder())),
 }
@@ -241,7 +241,7 @@ def test_groups_are_divided_already(tiny):
     "ask",
     [
         lambda learn: fit_plan(learn, Plan(Stage(1, 1e-1, -1))),
-        lambda learn: preview(Plan(Stage(1, 1e-1, -1)), learn),
+        lambda learn: preview(learn, Plan(Stage(1, 1e-1, -1))),
         lambda learn: train_only(learn, -1),
         lambda learn: learn.fit(1, cbs=UnfreezeAt({0: -1})),
     ],

@@ -1,13 +1,14 @@
-"""Architectures by name: torchvision's, and timm's as `timm:NAME`.
+"""Architectures by name: torchvision's and timm's, each as it is spelled there.
 
-What is not known is an error that says what there is; nothing is guessed, and the libraries are imported once it is clear
-that they have what is asked for.
+A name that both have is torchvision's, and `timm:NAME` is timm's in any case. What is not known is an error that says what
+there is; nothing is guessed, and the libraries are imported once it is clear that they have what is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import ModuleType
 
 from torch import nn
@@ -15,13 +16,35 @@ from torch import nn
 from .outside.torchvision import model_names
 from .words import did_you_mean
 
+TIMM = "timm:"
+
+
+def in_timm(name: str) -> str | None:
+    """What timm calls the network, or None where the name is torchvision's.
+
+    Raises:
+        ValueError: neither has it; the message has the names that are near.
+        ImportError: it is spelled `timm:NAME`, and timm is not installed.
+    """
+    if name.startswith(TIMM):
+        timm_library(name.removeprefix(TIMM))
+        return name.removeprefix(TIMM)
+    if name in model_names():
+        return None
+    if find_spec("timm") is None:
+        near = did_you_mean(name, model_names(), 3)
+        raise ValueError(
+            f"torchvision has no model {name!r}{near} (timm's are looked for as well with: pip install 'fasthaw[timm]')"
+        )
+    timm = importlib.import_module("timm")
+    if not _has(timm, name):
+        near = did_you_mean(name, [*model_names(), *timm.list_models()], 3)
+        raise ValueError(f"neither torchvision nor timm has a model {name!r}{near}")
+    return name
+
 
 def torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    """torchvision's function of this name; raises ValueError with the names that are near."""
-    if name not in model_names():
-        raise ValueError(
-            f"torchvision has no model {name!r} (timm's are spelled 'timm:NAME'){did_you_mean(name, model_names(), 3)}"
-        )
+    """torchvision's function of this name, which is one of its own."""
     return importlib.import_module("torchvision.models").get_model_builder(name)
 
 
@@ -31,6 +54,10 @@ def timm_library(name: str) -> ModuleType:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ImportError(f"'timm:{name}' needs timm: pip install 'fasthaw[timm]'") from error
-    if not timm.is_model(name.partition(".")[0]):
+    if not _has(timm, name):
         raise ValueError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models(), 3)}")
     return timm
+
+
+def _has(timm: ModuleType, name: str) -> bool:
+    return timm.is_model(name.partition(".")[0])

@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"EfficientNet-Lite0 on {len(learn.dls.train_ds)} handwritten digits, {len(learn.dls.valid_ds)} to validate.")
     print(f"\nIts layer groups:\n{group_table(learn)}")
     print(f"\nThe plan:\n{PLAN}")
-    print(f"\nWhat the plan will do to them:\n{preview(PLAN, learn)}")
+    print(f"\nWhat the plan will do to them:\n{preview(learn, PLAN)}")
     print("\nTraining stage by stage:")
     record = fit_plan(learn, PLAN, cbs=steps)
     print(f"\n{record}")

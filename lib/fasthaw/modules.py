@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -60,6 +62,16 @@ def hides_weights(module: nn.Module) -> bool:
     kept += [one for v in kept if isinstance(v, list | tuple) for one in v]
     kept += [one for v in kept if isinstance(v, dict) for one in v.values()]
     return bool(tables) or any(isinstance(v, nn.Module) for v in kept)
+
+
+def is_learner(of: object) -> bool:
+    """Whether it is a fastai `Learner`, by what it has: below the callbacks, fastai is not imported."""
+    return all(hasattr(of, name) for name in ("model", "opt", "splitter", "create_opt"))
+
+
+def network_of(of: Any) -> nn.Module:
+    """A learner's network, or what came; it may be wrapped, or no network at all, which `unwrap` says."""
+    return of.model if is_learner(of) else of
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from ..modules import unwrap
+from ..modules import network_of, unwrap
 from ..outside.torch import compiled_from, is_compiled
 from ..splitters import Splitter
 from ..words import one_of
@@ -17,7 +17,7 @@ from .probabilities import Probability, probabilities
 
 
 def insert_dropout(
-    model: nn.Module,
+    model: object | nn.Module,
     p: Probability,
     after: After = ACTIVATIONS,
     within: str | Sequence[str] | None = None,
@@ -26,6 +26,8 @@ def insert_dropout(
     splitter: Splitter | None = None,
 ) -> nn.Module:
     """`model` itself, now with dropout after each of its activations: in place, exact in eval mode, no key changed.
+
+    A learner's network where `model` is a learner; its layer groups are then the learner's.
 
     Args:
         p: the probability in [0, 1); or `{layer group: p}`, where groups not named get none; or a policy over depth
@@ -36,7 +38,7 @@ def insert_dropout(
         within: only in these layer groups.
         kind: "channel" drops whole channels of `(n, c, ...)`, "element" single numbers; "auto" goes by channel after a
             convolution and by element after a linear layer.
-        splitter: what the layer groups are, by default `split_stages()`.
+        splitter: what the layer groups of a network are, by default `split_stages()`.
 
     Beware of dropout before a BatchNorm that trains: its running variance is that of the noisy signal, and in eval
     mode the signal is not noisy (Li et al. 2019, "Understanding the Disharmony between Dropout and Batch Normalization
@@ -58,10 +60,11 @@ def insert_dropout(
     )
     """
     one_of(KINDS, kind, "kind")
+    of, model = model, network_of(model)
     root = unwrap(model)
     _check_not_compiled(model, root)
     places = find_places(root, after)
-    p_at = probabilities(root, [place.name for place in places], p, within, splitter)
+    p_at = probabilities(of, [place.name for place in places], p, within, splitter)
     _check_any(places, p_at, within if within is not None else p if isinstance(p, Mapping) else ())
     places = [place for place in places if place.name in p_at]
     _check_new(places)
@@ -80,12 +83,13 @@ def insert_dropout(
     return model
 
 
-def remove_dropout(model: nn.Module) -> nn.Module:
-    """`model` itself, without any of the dropout that `insert_dropout` added: in place. Its own dropout stays.
+def remove_dropout(model: object | nn.Module) -> nn.Module:
+    """`model` itself, or a learner's, without the dropout that `insert_dropout` added: in place. Its own dropout stays.
 
     Returns:
-        The very `model` that was given.
+        The network that was given, or that of the learner.
     """
+    model = network_of(model)
     root = unwrap(model)
     _check_not_compiled(model, root)
     for module in list(root.modules()):

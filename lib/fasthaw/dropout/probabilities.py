@@ -10,14 +10,14 @@ from torch import nn
 from ..groups import LayerGroup
 from ..modules import parent_name
 from ..rates import as_rate
-from ..splitters import Splitter, split_stages
+from ..splitters import Splitter, layer_groups
 from ..words import is_finite, names_of, shown, wanted
 
 Probability = float | Mapping[str, float] | slice | Sequence[float] | Callable[[int], Sequence[float]]
 
 
 def probabilities(
-    model: nn.Module,
+    of: object | nn.Module,
     names: Sequence[str],
     p: Probability,
     within: str | Sequence[str] | None,
@@ -25,7 +25,8 @@ def probabilities(
 ) -> dict[str, float]:
     """The probability for each of these module names; those outside `within`, or whose group has none, are left out.
 
-    A module that spans several groups counts to the last of them.
+    `of` is a network or a learner, whose own layer groups are asked for unless a splitter comes. A module that
+    spans several groups counts to the last of them.
 
     Raises:
         ValueError: a probability outside [0, 1), an unknown group.
@@ -37,7 +38,7 @@ def probabilities(
         within = names_of(within, "within= is the name of a layer group, or several")
     if isinstance(p, Real) and within is None:
         return dict.fromkeys(names, checked(p))
-    groups = (split_stages() if splitter is None else splitter).groups(model)
+    groups = layer_groups(of, splitter)
     by_group = _by_group(p, [g.name for g in groups])
     if within is not None:
         if isinstance(p, Mapping):

@@ -10,9 +10,9 @@ from numbers import Real
 from torch import nn
 
 from ..groups import LayerGroup
-from ..modules import unwrap
+from ..modules import network_of, unwrap
 from ..outside.torch import DropoutNd
-from ..splitters import Splitter
+from ..splitters import Splitter, layer_groups
 from ..tables import as_html, as_text, wrapped
 from ..words import flag, one_of, wanted
 from .activations import attributes_read
@@ -64,11 +64,12 @@ class DropoutTable:
         return as_html(*self._cells(), names=1, below=[self.summary()])
 
 
-def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> DropoutTable:
-    """Where dropout happens in `model`, with what probability, and whether it fires now, as each module's mode stands.
+def dropout_table(model: object | nn.Module, splitter: Splitter | None = None) -> DropoutTable:
+    """Where dropout happens in a network or a learner's, with what probability, and whether it fires now, as modes stand.
 
     Inserted dropout, the network's own (stochastic depth included), and probabilities that a forward reads as plain
-    numbers: attention, LSTM, DenseNet's `drop_rate`. With a splitter, also the layer group of each.
+    numbers: attention, LSTM, DenseNet's `drop_rate`. With a splitter, and of a learner, also the
+    layer group of each.
 
     Returns:
         A table that prints itself: one row a place, `p` in [0, 1).
@@ -81,12 +82,11 @@ def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> Dropout
     1                 element  0.5  no
     2 dropouts, 0 of them inserted; 0 fire now.
     """
-    root = unwrap(model)
-    groups: tuple[LayerGroup, ...] = ()
+    root = unwrap(network_of(model))
     if splitter is not None:
-        groups = wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()").groups(
-            root
-        )
+        wanted(Splitter, splitter, "splitter says what the layer groups are, such as split_stages()")
+    grouped = splitter is not None or not isinstance(model, nn.Module)
+    groups: tuple[LayerGroup, ...] = layer_groups(model, splitter) if grouped else ()
     rows, group_of = [], last_group_of(groups)
     for slot in _slots(root):
         after = slot.module.after if isinstance(slot.module, InsertedDropout) else ""
@@ -96,7 +96,7 @@ def dropout_table(model: nn.Module, splitter: Splitter | None = None) -> Dropout
 
 
 def set_dropout(
-    model: nn.Module,
+    model: object | nn.Module,
     p: Probability,
     *,
     which: str = "all",
@@ -104,7 +104,7 @@ def set_dropout(
     floats: bool = False,
     splitter: Splitter | None = None,
 ) -> nn.Module:
-    """`model` itself, with the probability of its dropout set to `p`: in place, in training and eval mode alike.
+    """`model` itself, or a learner's, with the probability of its dropout set to `p`: in place, in both modes.
 
     `p`, `within` and `splitter` are those of `insert_dropout`. `which` is "inserted", "own" (what the network came
     with) or "all". `floats` sets probabilities kept as plain numbers (attention, LSTM, `drop_rate`) as well, which are
@@ -121,11 +121,12 @@ def set_dropout(
     """
     one_of(_WHICH, which, "which")
     flag(floats, "floats")
+    of, model = model, network_of(model)
     root = unwrap(model)
     slots = [s for s in _slots(root) if s.kind != "stochastic depth" and (floats or s.kind != "float")]
     if which != "all":
         slots = [s for s in slots if isinstance(s.module, InsertedDropout) == (which == "inserted")]
-    p_at = probabilities(root, [s.module_name for s in slots], p, within, splitter)
+    p_at = probabilities(of, [s.module_name for s in slots], p, within, splitter)
     slots = [s for s in slots if s.module_name in p_at]
     if not slots:
         sort = "" if which == "all" else f" {which}"

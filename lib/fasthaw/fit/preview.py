@@ -28,9 +28,8 @@ from ..splitters import check_optimizer_groups, layer_groups
 from ..tables import as_html, as_text, wrapped
 from ..undo import Undone
 from ..untouched import untouched
-from ..words import wanted
 from .record import run_of
-from .run import listed_groups
+from .run import check_order, listed_groups
 
 _WARM = 0.25  # of a fit: fit_one_cycle's pct_start
 _COLUMNS = ("stage", "epochs", "steps", "trained groups", "highest rates", "parameters", "backward skipped")
@@ -105,7 +104,7 @@ class Preview:
         return f"The highest rate is {hi:.2g} ({top}, stage {first}), the lowest peak {lo:.2g} ({low}, stage {last})."
 
 
-def preview(plan: Plan, learn: Learner) -> Preview:
+def preview(learn: Learner, plan: Plan) -> Preview:
     """What `fit_plan(learn, plan)` will do: stages, rates of every step, trainable parameters, the work saved.
 
     Nothing is trained or changed; random states are as they were. The rates are those of `fit_one_cycle`, to the last bit.
@@ -117,9 +116,9 @@ def preview(plan: Plan, learn: Learner) -> Preview:
         The stages, and `(steps, groups)` arrays of rates and of what is frozen; prints itself, and plots.
 
     Raises:
-        ValueError, TypeError: a stage that does not fit the layer groups.
+        ValueError, TypeError: a stage that does not fit the layer groups, or the plan came first.
     """
-    wanted(Learner, learn, "preview takes a plan and a fastai Learner")
+    check_order("preview", learn, plan)
     grouped(learn)
     groups = listed_groups(learn)
     check_optimizer_groups(learn, layer_groups(learn))

@@ -94,7 +94,7 @@ def fit_plan(
         OSError: the checkpoint's place may not be written (before the first batch), or its disk is full.
         FloatingPointError: the loss was not finite; the learner is as it was after the last good epoch.
     """
-    wanted(Learner, learn, "fit_plan takes a fastai Learner and a plan")
+    check_order("fit_plan", learn, plan)
     if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "anyway"):
         raise ValueError(f"resume is True, False or 'anyway'; {shown(resume)} came")
     cbs = given(cbs)
@@ -126,6 +126,12 @@ def fit_plan(
     if path is not None:
         _finished.add(learn)
     return RunRecord(tuple(run.records), run.resumed)
+
+
+def check_order(function: str, learn: object, plan: object) -> None:
+    """Raise TypeError unless a learner came first; one that came second is told so."""
+    swapped = " (they came the other way round)" if isinstance(plan, Learner) else ""
+    wanted(Learner, learn, f"{function}(learn, plan) takes a fastai Learner and then a Plan{swapped}")
 
 
 def listed_groups(learn: Learner) -> list[LayerGroup]:

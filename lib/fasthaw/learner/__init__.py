@@ -17,15 +17,14 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner, defaults
 from fastai.optimizer import Adam
-from torch import nn
 from torchvision.models import WeightsEnum
 
 from ..callbacks import FrozenEval, given
 from ..freezing import FreezeContract
 from ..splitters import Splitter, split_stages
-from ..words import at_least, wanted
+from ..words import at_least, flag, shown, wanted
 from .archs import Arch, Stats, load_arch
-from .checks import check_handed_on, check_statistics
+from .checks import a_range, check_handed_on, check_statistics
 from .classifier import HeadLike, check_head, drop_aux, fastai_head, with_classifier
 
 __all__ = ["transfer_learner", "with_classifier", "fastai_head", "drop_aux"]
@@ -41,6 +40,9 @@ def transfer_learner(
     cbs: Callback | Sequence[Callback] | None = None,
     *,
     head: HeadLike = "linear",
+    pretrained: bool = True,
+    n_in: int = 3,
+    y_range: tuple[float, float] | None = None,
     normalize: bool | Stats = True,
     loss_func: Callable | None = None,
     opt_func: Callable = Adam,
@@ -56,24 +58,28 @@ def transfer_learner(
 ) -> Learner:
     """A `Learner` on a pretrained network with a new classifier, frozen but for it, as `vision_learner` leaves it.
 
-    `arch` is a torchvision builder or its name, `"timm:NAME"`, or a built module, which is changed in place; `options`
-    go to the builder. `weights` are torchvision's, by name or member; None makes a new network (of a module: says that
-    it is one) and freezes nothing. `n_out` is the number of classes of `dls` unless given. `head` is a new last layer
-    (`"linear"`), the head of `vision_learner` (`"fastai"`), a module, or a function of `(n_features, n_out)`.
+    `arch` is a torchvision builder, a name of torchvision's or timm's (`"timm:NAME"` where both have it and timm's is
+    meant), or a built module, which is changed in place; `options` go to the builder. `weights` are torchvision's, by name
+    or member; None, or `pretrained=False` as in fastai, makes a new network (of a module: says that it is one) and freezes
+    nothing. `n_out` is the number of classes of `dls` unless given. `head` is a new last layer (`"linear"`), the head of
+    `vision_learner` (`"fastai"`), a module, or a function of `(n_features, n_out)`. `y_range` are the two numbers that the
+    outputs lie between, by a sigmoid; `n_in` is the number of channels of the images, for which the first convolution is
+    another with what its weights know of colours, as in fastai.
 
     The mean and standard deviation of the weights are added to `dls` where it has no `Normalize`, as fastai does (it acts
-    on `TensorImage`). Give others as `normalize=(mean, std)`; False adds none. A `FrozenEval(contract)` is added unless
-    one is among `cbs`. Auxiliary classifiers of GoogLeNet and Inception are taken away: in training they turn the
-    output into a tuple that no loss or metric takes. `splitter` divides the network into layer groups. Everything else is as
-    in `vision_learner`: `loss_func`, `opt_func`, `lr`, `metrics`, `path`, `model_dir`, `wd`, `wd_bn_bias`, `train_bn`, `moms`.
+    on `TensorImage`); for other than three channels none are known. Give others as `normalize=(mean, std)`; False adds
+    none. A `FrozenEval(contract)` is added unless one is among `cbs`. Auxiliary classifiers of GoogLeNet and Inception
+    are taken away: in training they turn the output into a tuple that no loss or metric takes. `splitter` divides the
+    network into layer groups. Everything else is as in `vision_learner`: `loss_func`, `opt_func`, `lr`, `metrics`, `path`,
+    `model_dir`, `wd`, `wd_bn_bias`, `train_bn`, `moms`.
 
     Returns:
         fastai's `Learner`, whose network gives `(n, n_out)` scores.
 
     Raises:
         ValueError: an unknown architecture or weights, `n_out` neither given nor known, a last layer that cannot be
-            replaced, or a `contract` beside a FrozenEval of your own.
-        TypeError: `arch` is none of the above.
+            replaced, a `contract` beside a FrozenEval of your own, or `weights` named beside `pretrained=False`.
+        TypeError: `arch` is none of the above, or an option that the builder does not declare.
     """
     handed_on = {
         "loss_func": loss_func,
@@ -92,18 +98,33 @@ def transfer_learner(
     wanted(FreezeContract, contract, "contract is a FreezeContract")
     check_handed_on(**handed_on)
     check_head(head)
-    check_statistics(normalize)
+    n_in = at_least(1, n_in, "n_in is the number of channels of an image", most=2**15)
+    check_statistics(normalize, n_in)
+    y_range = None if y_range is None else a_range(y_range)
+    weights = _chosen(weights, pretrained)
     n_out = get_c(dls) if n_out is None else at_least(1, n_out, "n_out is the number of classes", most=2**31 - 1)
     if not n_out:
         raise ValueError("how many classes there are is not known from the data; pass n_out=")
     cbs = _with_frozen_eval(cbs, contract)
-    model, stats = load_arch(arch, weights, options, inspect.signature(transfer_learner).parameters)
+    model, stats = load_arch(arch, weights, options, inspect.signature(transfer_learner).parameters, n_in)
     if normalize is not False:
-        _normalize(dls, stats if normalize is True else normalize, model, pretrained=weights is not None)
-    learn = Learner(dls, with_classifier(model, n_out, head), cbs=cbs, **handed_on)
+        unknown = _UNKNOWN if n_in == 3 else f"the weights know three channels and the images have {n_in}"
+        stats = stats if normalize is True else normalize
+        _normalize(dls, stats, unknown.format(type(model).__name__), pretrained=weights is not None)
+    learn = Learner(dls, with_classifier(model, n_out, head, y_range), cbs=cbs, **handed_on)
     if weights is not None:
         learn.freeze()
     return learn
+
+
+def _chosen(weights: str | WeightsEnum | None, pretrained: bool) -> str | WeightsEnum | None:
+    if flag(pretrained, "pretrained"):
+        return weights
+    if weights not in (None, "DEFAULT"):
+        raise ValueError(
+            f"pretrained=False makes a new network, and weights={shown(weights)} came beside it; leave one out"
+        )
+    return None
 
 
 def _with_frozen_eval(cbs: Callback | Sequence[Callback] | None, contract: FreezeContract) -> list[Callback]:
@@ -115,14 +136,16 @@ def _with_frozen_eval(cbs: Callback | Sequence[Callback] | None, contract: Freez
     return cbs
 
 
-def _normalize(dls: DataLoaders, stats: Stats | None, model: nn.Module, *, pretrained: bool) -> None:
+_UNKNOWN = "nothing says what mean and standard deviation {} was trained with"
+
+
+def _normalize(dls: DataLoaders, stats: Stats | None, unknown: str, *, pretrained: bool) -> None:
     """Add what the weights expect, in place; what is there already stays, and a difference is said."""
     there = next((t for t in dls.after_batch.fs if isinstance(t, Normalize)), None)
     if stats is None:
         if pretrained and there is None:
             warnings.warn(
-                f"nothing says what mean and standard deviation {type(model).__name__} was trained with, and the data are "
-                "not normalised; pass normalize=(mean, std), or False",
+                f"{unknown}, and the data are not normalised; pass normalize=(mean, std), or False",
                 stacklevel=3,
             )
         return

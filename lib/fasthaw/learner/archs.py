@@ -13,8 +13,9 @@ import torchvision.models as tv
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from ..architectures import timm_library, torchvision_builder
+from ..architectures import in_timm, timm_library, torchvision_builder
 from ..words import did_you_mean, shown
+from .channels import with_channels
 
 Stats: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 Arch: TypeAlias = str | Callable[..., nn.Module] | nn.Module
@@ -24,30 +25,41 @@ _NO_CLASSIFIERS = ("detection", "segmentation", "optical_flow", "quantization")
 
 
 def load_arch(
-    arch: Arch, weights: str | WeightsEnum | None, options: dict, own: Iterable[str] = ()
+    arch: Arch, weights: str | WeightsEnum | None, options: dict, own: Iterable[str] = (), n_in: int = 3
 ) -> tuple[nn.Module, Stats | None]:
     """The network with its weights, and the mean and standard deviation they were trained with, where these are known.
 
-    A built module is returned as it is. `options` go to the builder; `own` are the caller's, one of which a misspelt option
-    may mean.
+    A built module is taken as it is. `options` go to the builder; `own` are the caller's, one of which a misspelt option
+    may mean. For images of `n_in` channels the first convolution is another, and no mean and deviation are known.
 
     Raises:
         TypeError: the builder does not declare an option.
+        ValueError: there is no convolution of three channels first, where there are others.
     """
     own = tuple(own)
+    name = in_timm(arch) if isinstance(arch, str) else None
+    if name is not None:
+        return _load_timm(name, weights, options, own, n_in)
+    model, stats = _built(arch, weights, options, own)
+    if n_in == 3:
+        return model, stats
+    return with_channels(model, n_in, keep=weights is not None), None
+
+
+def _built(
+    arch: Arch, weights: str | WeightsEnum | None, options: dict, own: Sequence[str]
+) -> tuple[nn.Module, Stats | None]:
     if isinstance(arch, nn.Module):
         if options:
             near = did_you_mean(next(iter(options)), own)
             raise TypeError(f"the module is built already, so nothing takes {', '.join(options)}{near}")
         return arch, _timm_stats(arch) if weights is not None else None
-    if isinstance(arch, str) and arch.startswith("timm:"):
-        return _load_timm(arch.removeprefix("timm:"), weights, options, own)
     builder = torchvision_builder(arch) if isinstance(arch, str) else arch
     where = getattr(builder, "__module__", "").split(".")
     if where[:2] != ["torchvision", "models"]:
         raise TypeError(
-            f"transfer_learner takes a torchvision builder or name, 'timm:NAME' or a built module; {shown(arch)} came. Call "
-            "another library's builder yourself and pass the module"
+            "transfer_learner takes a torchvision builder, a name of torchvision's or timm's, or a built module; "
+            f"{shown(arch)} came. Call another library's builder yourself and pass the module"
         )
     if where[2] in _NO_CLASSIFIERS:
         raise ValueError(f"{builder.__name__} makes no classifier of images ({where[2]}); build it and use a Learner")
@@ -77,7 +89,9 @@ def _declared(builder: Callable) -> set[str]:
     return names - {"self", "args", "kwargs"}
 
 
-def _load_timm(name: str, weights: object, options: dict, own: Sequence[str]) -> tuple[nn.Module, Stats | None]:
+def _load_timm(
+    name: str, weights: object, options: dict, own: Sequence[str], n_in: int
+) -> tuple[nn.Module, Stats | None]:
     if weights is not None and not (isinstance(weights, str) and weights == "DEFAULT"):
         raise ValueError(
             f"timm names its weights with the model, as in 'timm:resnet50.a1_in1k'; weights={shown(weights)} came: leave it "
@@ -89,6 +103,10 @@ def _load_timm(name: str, weights: object, options: dict, own: Sequence[str]) ->
     for option, value in options.items():
         if value is None:  # timm leaves those out without a word, whatever they are called
             raise TypeError(f"timm ignores {option}=None; leave it out{did_you_mean(option, own)}")
+    if n_in != 3:
+        if "in_chans" in options:
+            raise TypeError("in_chans is timm's word for n_in; give one of the two")
+        options = {**options, "in_chans": n_in}
     try:
         model = timm.create_model(name, pretrained=weights is not None, **options)
     except TypeError as error:
@@ -96,7 +114,7 @@ def _load_timm(name: str, weights: object, options: dict, own: Sequence[str]) ->
         if odd is None:
             raise
         raise TypeError(f"timm:{name} takes no option {odd!r}{did_you_mean(odd, own)}") from error
-    return model, _timm_stats(model) if weights is not None else None
+    return model, _timm_stats(model) if weights is not None and n_in == 3 else None
 
 
 def _timm_stats(model: nn.Module) -> Stats | None:

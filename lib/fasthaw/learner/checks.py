@@ -47,8 +47,8 @@ def check_handed_on(
         number(mom, f"{what}; each is")
 
 
-def check_statistics(normalize: object) -> None:
-    """Raise TypeError or ValueError for what is neither a flag nor a mean and a standard deviation."""
+def check_statistics(normalize: object, n_in: int) -> None:
+    """Raise TypeError or ValueError for what is no flag and no mean and deviation with a number a channel, or one for all."""
     if isinstance(normalize, bool):
         return
     what = "normalize is True, False or (mean, std), each with one number a channel"
@@ -59,3 +59,16 @@ def check_statistics(normalize: object) -> None:
             raise TypeError(f"{what}; {shown(normalize)} came")
         for value in values:
             number(value, what, least=-math.inf)
+        if len(values) not in (1, n_in):
+            raise ValueError(f"{what}; there are {n_in} channels, and {shown(normalize)} came")
+
+
+def a_range(y_range: object) -> tuple[float, float]:
+    """The two ends of `y_range`, the lower one first; raises TypeError or ValueError for anything else."""
+    what = "y_range is the lowest and the highest output, such as (0, 5)"
+    if len(wanted((list, tuple), y_range, what)) != 2:
+        raise ValueError(f"{what}; {shown(y_range)} came")
+    low, high = (number(y, f"{what}; each is", least=-math.inf) for y in y_range)
+    if low >= high:
+        raise ValueError(f"{what}; {shown(y_range)} came")
+    return low, high

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torchvision.models as tv
+from fastai.layers import SigmoidRange
 from fastai.torch_core import apply_init
 from torch import nn
 
@@ -19,22 +20,29 @@ from ..words import shown, wanted
 HeadLike: TypeAlias = str | nn.Module | Callable[[int, int], nn.Module]
 
 
-def with_classifier(model: nn.Module, n_out: int, head: HeadLike = "linear") -> nn.Module:
+def with_classifier(
+    model: nn.Module, n_out: int, head: HeadLike = "linear", y_range: tuple[float, float] | None = None
+) -> nn.Module:
     """`model`, uncut, for `n_out` classes, changed in place; GoogLeNet and Inception lose their auxiliary classifiers.
 
     `head="linear"` puts a new layer where the old one was, so that no name changes. Any other head comes after the
     network, `Sequential(model, head)`, and takes its pooled features `(n, n_features)`: `"fastai"` is the one of
-    `vision_learner`, a module is taken as it is, a function is called with `n_features` and `n_out`.
+    `vision_learner`, a module is taken as it is, a function is called with `n_features` and `n_out`. With `y_range`
+    the outputs lie between those two, by a sigmoid behind the new layer or head, as fastai has it for numbers to predict.
     """
     check_head(head)
     drop_aux(wanted(nn.Module, model, "a network is a torch.nn.Module"))
     if head == "linear":
-        _put_layer(model, n_out)
+        _put_layer(model, n_out, y_range)
         return model
     n_features = _take_layer(model)
-    if isinstance(head, nn.Module):
-        return nn.Sequential(model, head)
-    return nn.Sequential(model, (fastai_head if isinstance(head, str) else head)(n_features, n_out))
+    if not isinstance(head, nn.Module):
+        head = (fastai_head if isinstance(head, str) else head)(n_features, n_out)
+    return nn.Sequential(model, _ranged(head, y_range))
+
+
+def _ranged(layer: nn.Module, y_range: tuple[float, float] | None) -> nn.Module:
+    return layer if y_range is None else nn.Sequential(layer, SigmoidRange(*y_range))
 
 
 def check_head(head: HeadLike) -> None:
@@ -65,9 +73,15 @@ def drop_aux(model: nn.Module) -> None:
         model.aux_logits, model.AuxLogits = False, None
 
 
-def _put_layer(model: Any, n_out: int) -> None:
+def _put_layer(model: Any, n_out: int, y_range: tuple[float, float] | None) -> None:
     if _of_timm(model):
         model.reset_classifier(n_out)
+        if y_range is not None:
+            # CrossViT has a list of two whose outputs it averages.
+            several = [m if isinstance(m, nn.ModuleList) else [m] for m in _classifiers(model)]
+            new = {id(m) for ms in several for m in ms}
+            for name in [n for n, m in model.named_modules() if id(m) in new]:
+                set_module(model, name, _ranged(model.get_submodule(name), y_range))
         return
     name, old = _last_layer(model)
     bias = old.bias is not None
@@ -76,7 +90,17 @@ def _put_layer(model: Any, n_out: int) -> None:
     else:
         conv: Any = old  # torch types its sizes for any number of dimensions
         new = nn.Conv2d(conv.in_channels, n_out, conv.kernel_size, conv.stride, conv.padding, bias=bias)
-    set_module(model, name, new)
+    set_module(model, name, _ranged(new, y_range))
+    if y_range is not None and isinstance(old, nn.Conv2d):
+        _drop_relus_after(model, name)  # SqueezeNet's would cut off what lies below zero
+
+
+def _drop_relus_after(model: nn.Module, name: str) -> None:
+    around = model.get_submodule(parent_name(name))
+    names = list(around._modules)
+    for later in names[names.index(name.rpartition(".")[2]) + 1 :]:
+        if isinstance(around._modules[later], nn.ReLU):
+            setattr(around, later, nn.Identity())
 
 
 def _take_layer(model: Any) -> int:

@@ -8,8 +8,8 @@ a sample, `of_learner` is for whatever somebody has at hand.
 
 from .division import Division as Division
 from .of_learner import beside_the_model as beside_the_model
-from .of_learner import check_optimizer_groups, layer_groups, use_groups
-from .order import execution_order, out_of_order
+from .of_learner import check_optimizer_groups, layer_groups, out_of_order, use_groups
+from .order import execution_order
 from .splitter import Splitter, split_at, split_blocks, split_by, split_even, split_stages
 
 __all__ = [

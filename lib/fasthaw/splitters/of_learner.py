@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
-from ..groups import UNLISTED, LayerGroup, groups_of_lists, groups_of_others
-from ..modules import unwrap
+from ..groups import UNLISTED, LayerGroup, check_groups, groups_of_lists, groups_of_others
+from ..modules import is_learner, unwrap
 from ..optimizer_state import torn_apart
 from ..pinned import write_down
-from ..words import shown, some_of
+from ..words import names_of, shown, some_of, wanted
 from .splitter import Splitter, split_stages
 
 _FUNCTION = "Give a function that makes one of the lists: opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)"
@@ -35,7 +35,7 @@ def layer_groups(
     """
     if isinstance(of, nn.Module):
         return _divided(of, split_stages() if splitter is None else splitter)
-    if _is_learner(of):
+    if is_learner(of):
         return _of_learner(of, splitter)
     groups = (of,) if isinstance(of, LayerGroup) else tuple(of) if isinstance(of, Iterator) else of
     # An array without dimensions calls itself a collection.
@@ -62,7 +62,7 @@ def use_groups(learn, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:
         TypeError: no learner, or no splitter.
         ValueError: the learner's `opt_func` makes other groups than the splitter's.
     """
-    if not _is_learner(learn):
+    if not is_learner(learn):
         raise TypeError(f"use_groups takes a learner, and a splitter such as split_stages(); {_name(learn)} came first")
     opt, old = learn.opt, learn.splitter
     _note_pinned(learn)
@@ -78,6 +78,32 @@ def use_groups(learn, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:
         learn.splitter, learn.opt = old, opt
         raise
     return groups
+
+
+def out_of_order(groups: object | nn.Module | Iterable[LayerGroup], order: Sequence[str]) -> dict[str, str]:
+    """The layers with parameters that run although a later group has begun, each with the name of that group.
+
+    `groups` are a learner's, a network's or themselves. Empty where they, in the `order` that `execution_order` found, run
+    one after the other.
+
+    >>> from fasthaw.splitters import split_at
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> groups = split_at("1").groups(net)
+    >>> out_of_order(groups, ["0", "1"]), out_of_order(groups, ["1", "0"])
+    ({}, {'0': '1'})
+    """
+    groups = layer_groups(groups)
+    check_groups(groups)
+    what = "order is the names of layers as they run, execution_order(model, sample)"
+    order = names_of(wanted((tuple, list), order, what), what, least=0)
+    place = {n: i for i, g in enumerate(groups) for n, m in g.modules.items() if m._parameters}
+    late, begun = {}, 0
+    for name in order:
+        if name in place:
+            if place[name] < begun:
+                late[name] = groups[begun].name
+            begun = max(begun, place[name])
+    return late
 
 
 def check_optimizer_groups(learn, groups: Sequence[LayerGroup]) -> None:
@@ -112,10 +138,6 @@ def _agree(opt, groups: Sequence[LayerGroup]) -> bool:
     listed = [places - {None} for places in listed if places != {None}]
     n_groups = sum(g.name != UNLISTED for g in groups)
     return len(listed) == n_groups and all(places <= {i} for i, places in enumerate(listed))
-
-
-def _is_learner(of: object) -> bool:
-    return all(hasattr(of, name) for name in ("model", "opt", "splitter", "create_opt"))
 
 
 def _of_learner(learn, splitter: Splitter | Callable | None) -> tuple[LayerGroup, ...]:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..groups import LayerGroup, check_groups
-from ..modules import parent_name, unwrap
+from ..modules import network_of, parent_name, unwrap
 from ..outside.torch import tree_leaves
 from ..untouched import untouched
-from ..words import names_of, shown, wanted
+from ..words import shown
 from .bare import bare_parameters
 
 
-def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
+def execution_order(model: object | nn.Module, sample: object) -> tuple[str, ...]:
     """The names of all modules without children in the order of their first call in one forward pass of `sample`.
 
-    Parameters of modules with children (a class token, a temperature) are among them where they enter the forward.
+    `model` is a network or a learner. Parameters of modules with children (a class token, a temperature) are among them
+    where they enter the forward.
 
     `sample` is what the model is called with: a tensor, a tuple of arguments or a dict of keyword arguments; tensors on
     the meta device will do for a model that is there. One that is not called by itself, as the projection inside an
@@ -39,7 +39,7 @@ def execution_order(model: nn.Module, sample: object) -> tuple[str, ...]:
     >>> execution_order(Backwards(), torch.zeros(1, 2))
     ('first', 'second')
     """
-    model = unwrap(model)
+    model = unwrap(network_of(model))
     called: dict[str, int] = {}
     with untouched(model, torch.no_grad()):
         model.eval()
@@ -89,27 +89,3 @@ def _call(model: nn.Module, sample: object) -> None:
             f"{type(model).__name__} cannot be run with this sample, which is what the model is called with (a tensor, a "
             f"tuple of arguments or a dict of keyword arguments); {shown(sample)} came, and the network says: {error}"
         ) from error
-
-
-def out_of_order(groups: Sequence[LayerGroup], order: Sequence[str]) -> dict[str, str]:
-    """The layers with parameters that run although a later group has begun, each with the name of that group.
-
-    Empty where the groups, in the `order` that `execution_order` found, run one after the other.
-
-    >>> from fasthaw.splitters import split_at
-    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> groups = split_at("1").groups(net)
-    >>> out_of_order(groups, ["0", "1"]), out_of_order(groups, ["1", "0"])
-    ({}, {'0': '1'})
-    """
-    check_groups(groups)
-    what = "order is the names of layers as they run, execution_order(model, sample)"
-    order = names_of(wanted((tuple, list), order, what), what, least=0)
-    place = {n: i for i, g in enumerate(groups) for n, m in g.modules.items() if m._parameters}
-    late, begun = {}, 0
-    for name in order:
-        if name in place:
-            if place[name] < begun:
-                late[name] = groups[begun].name
-            begun = max(begun, place[name])
-    return late
