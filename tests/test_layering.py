@@ -17,7 +17,7 @@ PACKAGE = Path(fasthaw.__file__).parent
 ORDER = (
     *("outside", "words", "tables", "modules", "undo", "together", "randomness", "untouched"),
     *("groups", "pinned", "rates", "optimizer_state", "splitters", "dropout", "freezing", "plan", "optim", "report"),
-    *("architectures", "adapters"),
+    *("architectures", "blueprints", "adapters"),
     *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]

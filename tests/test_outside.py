@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import fastai.vision.augment
 import fastai.vision.models.unet
 import pytest
+import timm
 import torch
 import torchvision.models
 from fastai.callback.core import Callback
@@ -27,6 +28,7 @@ from data import learner, loaders
 from fasthaw.outside import by_name
 from fasthaw.outside import fastai as of_fastai
 from fasthaw.outside import python as of_python
+from fasthaw.outside import timm as of_timm
 from fasthaw.outside import torch as of_torch
 from fasthaw.outside import torchvision as of_torchvision
 
@@ -381,6 +383,10 @@ def test_classes_that_are_known_by_name_are_called_so():
 
 def test_torchvision_registers_its_models_in_a_way_that_can_be_read():
     assert [*of_torchvision.model_names()] == torchvision.models.list_models()
+
+
+def test_timm_registers_its_models_in_a_way_that_can_be_read():
+    assert {*timm.list_models()} < {*of_timm.timm_names()} and all(map(timm.is_model, of_timm.timm_names()))
 
 
 # Without an underscore, and without a promise

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from importlib.util import find_spec
 from types import ModuleType
 
 from torch import nn
 
+from .outside.timm import timm_names
 from .outside.torchvision import model_names
 from .words import did_you_mean
 
@@ -31,16 +31,14 @@ def in_timm(name: str) -> str | None:
         return name.removeprefix(TIMM)
     if name in model_names():
         return None
-    if find_spec("timm") is None:
-        near = did_you_mean(name, model_names(), 3)
-        raise ValueError(
-            f"torchvision has no model {name!r}{near} (timm's are looked for as well with: pip install 'fasthaw[timm]')"
-        )
-    timm = importlib.import_module("timm")
-    if not _has(timm, name):
-        near = did_you_mean(name, [*model_names(), *timm.list_models()], 3)
-        raise ValueError(f"neither torchvision nor timm has a model {name!r}{near}")
-    return name
+    theirs = timm_names()
+    if name.partition(".")[0] in theirs:
+        return name
+    near = did_you_mean(name, {*model_names(), *theirs}, 3)
+    if not theirs:
+        more = "timm's are looked for as well with: pip install 'fasthaw[timm]'"
+        raise ValueError(f"torchvision has no model {name!r}{near} ({more})")
+    raise ValueError(f"neither torchvision nor timm has a model {name!r}{near}")
 
 
 def torchvision_builder(name: str) -> Callable[..., nn.Module]:
@@ -54,10 +52,6 @@ def timm_library(name: str) -> ModuleType:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ImportError(f"'timm:{name}' needs timm: pip install 'fasthaw[timm]'") from error
-    if not _has(timm, name):
+    if not timm.is_model(name.partition(".")[0]):
         raise ValueError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models(), 3)}")
     return timm
-
-
-def _has(timm: ModuleType, name: str) -> bool:
-    return timm.is_model(name.partition(".")[0])

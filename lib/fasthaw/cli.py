@@ -1,67 +1,155 @@
-"""The console command: `fasthaw groups resnet50` prints a network's layer groups and downloads nothing.
+"""The console command: what a network's layer groups are, where it has dropout, and what a plan would do to it.
 
-The network is built on the meta device, where tensors have a shape and no numbers, so a large one costs no more than a
-small one. What is wrong with the arguments goes to stderr, with exit code 2.
+`fasthaw groups resnet50` builds the network without numbers and downloads nothing. What is wrong with the arguments goes to
+stderr, with exit code 2; so does what the library warns of, in a line each.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from .architectures import timm_library, torchvision_builder
+from . import blueprints
 from .groups import LayerGroup
 from .report import group_table
 from .splitters import Splitter, split_at, split_blocks, split_even, split_stages
-from .words import did_you_mean, shown, wanted
+from .words import at_least, did_you_mean, shown, wanted
 
-# What a builder of somebody's own may raise; the command says it in a line, as it says all else.
-_FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+if TYPE_CHECKING:
+    from .fit import Preview
+    from .plan import Plan
+
 SPLITTERS = "stages, blocks, even:N or at:NAME,NAME,..."
+COMMANDS = {
+    "groups": "the layer groups of a network",
+    "dropout": "where a network has dropout, and with what probability",
+    "preview": "what a plan (a YAML file, Plan.to_yaml) would do to a network",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (those of the shell by default); returns the exit code."""
-    parser = argparse.ArgumentParser(prog="fasthaw", description="Layer groups of pretrained networks.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    groups = commands.add_parser("groups", help="print the layer groups of a network; nothing is downloaded")
-    groups.add_argument(
-        "arch", help="a torchvision model (resnet50), timm:NAME, or package.module:builder, called without arguments"
-    )
-    groups.add_argument("--splitter", default="stages", metavar="HOW", help=f"{SPLITTERS} (default: stages)")
-    groups.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     if argv is not None and (not isinstance(argv, list | tuple) or not all(isinstance(a, str) for a in argv)):
         raise TypeError(f"main takes the arguments of the command as a list of texts; {shown(argv)} came")
-    args = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser, commands = _parsers()
+    if not given:
+        parser.error(f"say what to do: {', '.join(COMMANDS)}")
+    if not given[0].startswith("-") and given[0] not in COMMANDS:
+        near = did_you_mean(given[0], COMMANDS)
+        parser.error(f"there is no command {given[0]!r}; there are {', '.join(COMMANDS)}{near}")
+    args = parser.parse_args(given)
     try:
-        splitter = parse_splitter(args.splitter)
-        model = build(args.arch)
-        text = as_json(args.arch, model, splitter) if args.json else str(group_table(model, splitter))
-    except (ValueError, ImportError) as error:
-        groups.error(str(error))
-    print(text)
+        with _own_warnings_in_a_line():
+            text = _RUN[args.command](args)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        commands[args.command].error(str(error))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; nothing is written to it when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="fasthaw",
+        description="Looks at pretrained networks as fasthaw divides them. Nothing is downloaded or trained.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="the versions of fasthaw, torch and fastai")
+    several = parser.add_subparsers(dest="command", required=True)
+    parsers = {name: several.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+    parsers["preview"].add_argument("plan", metavar="PLAN.yaml", help="the plan")
+    parsers["preview"].add_argument("--arch", required=True, help=blueprints.ARCH)
+    parsers["preview"].add_argument("--batches", type=int, default=100, help="of an epoch (default: 100)")
+    parsers["preview"].add_argument("--size", type=int, default=224, help="the side of an image (default: 224)")
+    for name, one in parsers.items():
+        if name != "preview":
+            one.add_argument("arch", help=blueprints.ARCH)
+            one.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+        one.add_argument("--splitter", default="stages", metavar="HOW", help=f"{SPLITTERS} (default: stages)")
+    return parser, parsers
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib.metadata import version
+
+        print(", ".join(f"{name} {version(name)}" for name in ("fasthaw", "torch", "fastai")))
+        parser.exit()
+
+
+@contextmanager
+def _own_warnings_in_a_line() -> Iterator[None]:
+    """What the library warns of goes to stderr; what others warn of is no news to somebody at a shell."""
+
+    def show(message, *_, **__):
+        files = [frame.filename for frame in reversed(traceback.extract_stack()[:-1])]
+        warns = next(file for file in files if file != warnings.__file__)
+        if Path(warns).is_relative_to(Path(__file__).parent):
+            print(f"fasthaw: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+def _groups(args: argparse.Namespace) -> str:
+    splitter = parse_splitter(args.splitter)
+    model = blueprints.build(args.arch)
+    return as_json(args.arch, model, splitter) if args.json else str(group_table(model, splitter))
+
+
+def _dropout(args: argparse.Namespace) -> str:
+    from .dropout import dropout_table
+
+    splitter = parse_splitter(args.splitter)
+    table = dropout_table(blueprints.build(args.arch), splitter)
+    if not args.json:
+        return str(table)
+    rows = [{"name": r.name, "kind": r.kind, "p": r.p, "group": r.group} for r in table.rows]
+    return json.dumps({"arch": args.arch, "splitter": repr(splitter), "dropout": rows}, indent=2)
+
+
+def _preview(args: argparse.Namespace) -> str:
+    from .plan import Plan
+
+    splitter = parse_splitter(args.splitter)
+    plan = Plan.from_yaml(Path(args.plan))
+    model = blueprints.build(args.arch)
+    return str(_previewed(model, splitter, plan, args.batches, args.size))
+
+
+def _previewed(model: nn.Module, splitter: Splitter, plan: Plan, batches: int, size: int) -> Preview:
+    """As of a learner with as many batches, of two images or texts without numbers."""
+    import torch
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+
+    from .fit import preview
+
+    at_least(1, batches, "--batches is how many there are in an epoch")
+    at_least(1, size, "--size is the side of an image in pixels")
+    device = next(model.parameters()).device
+    of_words = getattr(model, "main_input_name", "") == "input_ids"  # a text model of Transformers
+    shape, dtype = ((2, 64), torch.long) if of_words else ((2, 3, size, size), torch.float32)
+    inputs = torch.zeros(shape, dtype=dtype, device=device)
+    dls = DataLoaders([(inputs, torch.zeros(2, device=device))] * batches, [])
+    return preview(Learner(dls, model, loss_func=nn.CrossEntropyLoss(), splitter=splitter), plan)
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], str]] = {"groups": _groups, "dropout": _dropout, "preview": _preview}
 
 
 def parse_splitter(text: str) -> Splitter:
@@ -80,31 +168,6 @@ def parse_splitter(text: str) -> Splitter:
     raise ValueError(f"--splitter is {SPLITTERS}; {text!r} came{did_you_mean(way, ['stages', 'blocks', 'even', 'at'])}")
 
 
-def build(arch: str) -> nn.Module:
-    """The network on the meta device, or where it cannot be built there, on the CPU without random numbers.
-
-    Raises:
-        ValueError: an unknown name, or a builder that wants arguments, fails, or returns no module.
-        ImportError: a package that is not there.
-    """
-    make = _maker(wanted(str, arch, "arch is the name of a network, or package.module:builder"))
-    try:
-        try:
-            with torch.device("meta"):
-                model = make()
-        except (NotImplementedError, RuntimeError):  # RegNet, for one, computes its widths with tensors
-            with _Uninitialised():
-                model = make()
-    except _FAULTS as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise ValueError(
-            f"{arch} could not be built: {type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{arch} returned {type(model).__name__}, no module")
-    return model
-
-
 def as_json(arch: str, model: nn.Module, splitter: Splitter) -> str:
     """The groups with the outermost modules and the number of parameters of each, as a JSON object."""
     groups = [_as_dict(g) for g in splitter.groups(model)]
@@ -114,58 +177,6 @@ def as_json(arch: str, model: nn.Module, splitter: Splitter) -> str:
 def _as_dict(group: LayerGroup) -> dict[str, object]:
     n_params = sum(p.numel() for p in group.params())
     return {"name": group.name, "modules": list(group.outermost()), "parameters": n_params, "tied": group.tied}
-
-
-def _maker(arch: str) -> Callable[[], nn.Module]:
-    where, colon, name = arch.partition(":")
-    if where == "timm" and colon:
-        timm = timm_library(name)
-        return lambda: timm.create_model(name, pretrained=False)
-    if colon:
-        return _without_weights(_imported(where, name))
-    return _without_weights(torchvision_builder(arch))
-
-
-def _imported(module: str, name: str) -> Callable:
-    if not module or not name:
-        raise ValueError(f"a builder is package.module:builder; '{module}:{name}' came")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a module of one's own beside one, as with `python -m`
-    try:
-        found = importlib.import_module(module)
-    except (TypeError, ValueError, SyntaxError) as error:  # a relative name, an empty part, a file that is not Python
-        raise ValueError(f"a builder is package.module:builder; {module} cannot be imported: {error}") from error
-    builder = getattr(found, name, None)
-    if not callable(builder):
-        raise ValueError(f"{module} has no builder {name!r}{did_you_mean(name, vars(found), 3)}")
-    return builder
-
-
-def _without_weights(builder: Callable) -> Callable[[], nn.Module]:
-    """`builder` without the arguments it does not need; of torchvision's, the default may be to load a backbone's."""
-    try:
-        signature = inspect.signature(builder)
-    except ValueError as error:
-        raise ValueError(f"{shown(builder)} does not say what arguments it takes; name a Python function") from error
-    weights = dict.fromkeys(("weights", "weights_backbone") & signature.parameters.keys())
-    try:
-        signature.bind(**weights)
-    except TypeError as error:
-        name = getattr(builder, "__name__", shown(builder))
-        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
-    return lambda: builder(**weights)
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Random numbers are not drawn: that is most of the time it takes to build a network."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in _DRAWS:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-_DRAWS = {torch.Tensor.normal_, torch.Tensor.uniform_}
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def _generators(learn: Learner) -> list[random.Random | torch.Generator]:
     """Those that data loaders keep to themselves: fastai's `rng`, torch's `generator`, of the sampler too."""
     found: list[random.Random | torch.Generator] = []
     for loader in (inner for outer in learn.dls.loaders for inner in loaders_inside(outer)):
-        sampler = getattr(loader, "sampler", None)
-        for value in (vars(loader).get("rng"), vars(loader).get("generator"), getattr(sampler, "generator", None)):
+        sampler, own = getattr(loader, "sampler", None), getattr(loader, "__dict__", {})  # a list of batches has none
+        for value in (own.get("rng"), own.get("generator"), getattr(sampler, "generator", None)):
             if isinstance(value, random.Random | torch.Generator) and all(value is not f for f in found):
                 found.append(value)
     return found

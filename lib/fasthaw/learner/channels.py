@@ -24,24 +24,16 @@ def with_channels(model: nn.Module, n_in: int, *, keep: bool) -> nn.Module:
             f"n_in={n_in} makes another first convolution, but the first layer of {type(model).__name__} is "
             f"{name or 'itself'} ({old}); give the module one for {n_in} channels yourself"
         )
-    new = nn.Conv2d(
-        n_in,
-        old.out_channels,
-        old.kernel_size,
-        old.stride,
-        old.padding,
-        old.dilation,
-        bias=old.bias is not None,
-        padding_mode=old.padding_mode,
-    )
+    same = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+    new = nn.Conv2d(n_in, bias=old.bias is not None, **{a: getattr(old, a) for a in same})
     if keep:
         with torch.no_grad():
             new.weight.copy_(_adapted(old.weight, n_in))
-            if new.bias is not None:
+            if new.bias is not None and old.bias is not None:
                 new.bias.copy_(old.bias)
     set_module(model, name, new)
     if getattr(model, "transform_input", False):
-        model.transform_input = False  # GoogLeNet and Inception take the three colours apart
+        setattr(model, "transform_input", False)  # noqa: B010 (GoogLeNet and Inception take the three colours apart)
     return model
 
 

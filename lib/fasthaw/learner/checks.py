@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fastai.learner import Metric
 from fastai.torch_core import L
@@ -66,9 +67,10 @@ def check_statistics(normalize: object, n_in: int) -> None:
 def a_range(y_range: object) -> tuple[float, float]:
     """The two ends of `y_range`, the lower one first; raises TypeError or ValueError for anything else."""
     what = "y_range is the lowest and the highest output, such as (0, 5)"
-    if len(wanted((list, tuple), y_range, what)) != 2:
+    ends: Sequence = wanted((list, tuple), y_range, what)
+    if len(ends) != 2:
         raise ValueError(f"{what}; {shown(y_range)} came")
-    low, high = (number(y, f"{what}; each is", least=-math.inf) for y in y_range)
+    low, high = (number(y, f"{what}; each is", least=-math.inf) for y in ends)
     if low >= high:
         raise ValueError(f"{what}; {shown(y_range)} came")
     return low, high

@@ -79,8 +79,8 @@ def _put_layer(model: Any, n_out: int, y_range: tuple[float, float] | None) -> N
         if y_range is not None:
             # CrossViT has a list of two whose outputs it averages.
             several = [m if isinstance(m, nn.ModuleList) else [m] for m in _classifiers(model)]
-            new = {id(m) for ms in several for m in ms}
-            for name in [n for n, m in model.named_modules() if id(m) in new]:
+            made = {id(m) for ms in several for m in ms}
+            for name in [n for n, m in model.named_modules() if id(m) in made]:
                 set_module(model, name, _ranged(model.get_submodule(name), y_range))
         return
     name, old = _last_layer(model)
