@@ -18,7 +18,7 @@ ORDER = (
     *("outside", "words", "tables", "modules", "undo", "together", "randomness", "untouched"),
     *("groups", "pinned", "rates", "optimizer_state", "splitters", "dropout", "freezing", "plan", "optim", "report"),
     *("architectures", "blueprints", "adapters"),
-    *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "demo"),
+    *("callbacks", "fused", "features", "checkpoint", "fit", "learner", "evidence", "cli", "__main__", "demo"),
 )
 WITHOUT_FASTAI = ORDER[: ORDER.index("callbacks")]
 # Modules that import nothing else from outside the standard library.

@@ -20,7 +20,8 @@ def loaders_inside(loader: object) -> list:
     """The loader and those inside it that it shares out among processes; the last one knows the data set."""
     found = [loader]
     while True:
-        inner = next((vars(found[-1])[k] for k in _INSIDE if hasattr(vars(found[-1]).get(k), "dataset")), None)
+        own = getattr(found[-1], "__dict__", {})  # a list of batches has none
+        inner = next((own[k] for k in _INSIDE if hasattr(own.get(k), "dataset")), None)
         if inner is None:
             return found
         found.append(inner)
@@ -82,7 +83,7 @@ def _generators(learn: Learner) -> list[random.Random | torch.Generator]:
     """Those that data loaders keep to themselves: fastai's `rng`, torch's `generator`, of the sampler too."""
     found: list[random.Random | torch.Generator] = []
     for loader in (inner for outer in learn.dls.loaders for inner in loaders_inside(outer)):
-        sampler, own = getattr(loader, "sampler", None), getattr(loader, "__dict__", {})  # a list of batches has none
+        sampler, own = getattr(loader, "sampler", None), getattr(loader, "__dict__", {})
         for value in (own.get("rng"), own.get("generator"), getattr(sampler, "generator", None)):
             if isinstance(value, random.Random | torch.Generator) and all(value is not f for f in found):
                 found.append(value)
