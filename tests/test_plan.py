@@ -9,7 +9,18 @@ import pytest
 import fasthaw.plan
 import fasthaw.rates
 from fasthaw.freezing import FreezeContract
-from fasthaw.plan import Plan, Stage, chain_thaw, check, discriminative, gradual_unfreezing, head_then_all, surgical
+from fasthaw.plan import (
+    Plan,
+    Plateau,
+    Stage,
+    chain_thaw,
+    check,
+    discriminative,
+    gradual_unfreezing,
+    head_then_all,
+    is_lower_better,
+    surgical,
+)
 from fasthaw.rates import Flat, Geometric, LayerDecay, PerGroup
 
 NAMES = ("stem", "layer1", "layer2", "head")
@@ -226,3 +237,94 @@ def test_pinned_groups_count_as_frozen():
     check(Plan(Stage(1, 1e-2, ("stem", "head"))), NAMES, ["stem"])
     with pytest.raises(ValueError, match=r"stage 1 \(stem\) trains nothing: all of it is pinned.*pinned=\(\)"):
         check(Plan(Stage(1, 1e-2, "stem")), NAMES, ["stem"])
+
+
+# Early ends, best epochs, schedules
+
+
+def test_options_of_a_stage_print_and_go_through_yaml():
+    plan = Plan(
+        Stage(20, 1e-3, -1, until=Plateau("accuracy", patience=3, min_delta=0.01), restore="best"),
+        Stage(3, 1e-3, restore="best", monitor="my_metric", lower_is_better=True, fit="flat_cos"),
+    )
+    assert eval(repr(plan), {"Plan": Plan, "Stage": Stage, "Plateau": Plateau}) == plan
+    assert Plan.from_yaml(plan.to_yaml()) == plan
+    lines = [" ".join(line.split()) for line in str(plan).splitlines()]
+    assert lines[0] == "stage epochs train lr fit until restore"
+    assert lines[1] == "1 head 20 the head 0.001 one_cycle accuracy no better for 3 best accuracy"
+    assert lines[2] == "2 all 3 all 0.001 flat_cos - best my_metric"
+    assert lines[3] == "2 stages, at most 23 epochs"
+
+
+@pytest.mark.parametrize(
+    "options, best, lower",
+    [
+        ({}, "valid_loss", True),
+        ({"until": Plateau("top_k_accuracy")}, "top_k_accuracy", False),
+        ({"until": Plateau("accuracy"), "monitor": "_rmse"}, "_rmse", True),
+        ({"until": Plateau("mine", lower_is_better=True)}, "mine", True),
+        ({"until": Plateau("mine", lower_is_better=True), "lower_is_better": False}, "mine", False),
+        ({"monitor": "r2_score"}, "r2_score", False),
+    ],
+)
+def test_what_is_best_is_read_from_the_name_or_said(options, best, lower):
+    stage = Stage(1, 1e-3, restore="best", **options)
+    assert stage.best[0] == best and is_lower_better(*stage.best) is lower
+    assert Stage(1, 1e-3, until=Plateau()).best is None
+
+
+def test_a_name_that_does_not_say_it_is_asked_for_once_it_is_known_to_be_recorded():
+    for stage in (Stage(1, 1e-3, restore="best", monitor="mine"), Stage(1, 1e-3, until=Plateau("mine"))):
+        check(Plan(stage), NAMES)
+        with pytest.raises(ValueError, match="'mine', which is not recorded; recorded are yours"):
+            check(Plan(stage), NAMES, (), ["yours"])
+        with pytest.raises(ValueError, match="does not say which values are better: give lower_is_better"):
+            check(Plan(stage), NAMES, (), ["mine"])
+
+
+@pytest.mark.parametrize(
+    "values, patience, min_delta, reached",
+    [
+        ([], 1, 0.0, False),
+        ([1.0], 1, 0.0, False),
+        ([1.0, 1.0], 1, 0.0, True),
+        ([1.0, 1.0], 2, 0.0, False),
+        ([1.0, 0.95, 0.9], 1, 0.2, True),
+        ([1.0, 0.7], 1, 0.2, False),
+        ([float("nan"), 1.0], 1, 0.0, False),
+        ([1.0, float("nan"), float("nan")], 2, 0.0, True),
+        ([1.0, None, None], 1, 0.0, False),
+        ([1.0, 2.0, 0.5, 0.6], 2, 0.0, False),
+    ],
+)
+def test_a_plateau_is_so_many_epochs_in_a_row_without_an_improvement(values, patience, min_delta, reached):
+    assert Plateau("valid_loss", patience, min_delta).is_reached(values) is reached
+    negative = [None if v is None else -v for v in values]
+    assert Plateau("accuracy", patience, min_delta).is_reached(negative) is reached
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"until": "valid_loss"}, TypeError),
+        ({"restore": True}, ValueError),
+        ({"restore": "last"}, ValueError),
+        ({"monitor": "valid_loss"}, ValueError),
+        ({"lower_is_better": True}, ValueError),
+        ({"restore": "best", "lower_is_better": 1}, TypeError),
+        ({"restore": "best", "monitor": 3}, TypeError),
+        ({"fit": "cosine"}, ValueError),
+        ({"fit": 3}, ValueError),
+    ],
+)
+def test_options_that_can_mean_nothing_are_refused_by_the_stage(options, error):
+    with pytest.raises(error):
+        Stage(1, 1e-3, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"patience": 0}, {"patience": 1.5}, {"min_delta": -1}, {"monitor": ""}, {"monitor": 3}]
+)
+def test_a_plateau_that_can_mean_nothing_is_refused(options):
+    with pytest.raises((TypeError, ValueError)):
+        Plateau(**options)

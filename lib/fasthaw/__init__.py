@@ -42,6 +42,7 @@ _WHERE = {
     # plans
     "Stage": "plan",
     "Plan": "plan",
+    "Plateau": "plan",
     "head_then_all": "plan",
     "gradual_unfreezing": "plan",
     "discriminative": "plan",
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     from .learner import transfer_learner as transfer_learner
     from .optim import param_groups as param_groups
     from .plan import Plan as Plan
+    from .plan import Plateau as Plateau
     from .plan import Stage as Stage
     from .plan import chain_thaw as chain_thaw
     from .plan import discriminative as discriminative

@@ -129,7 +129,7 @@ class _Look:
 
     def _kind(self, cls: type) -> str:
         name = f"{cls.__module__}.{cls.__qualname__}"
-        return name if _is_library(cls.__module__) else f"{name} {self.digest(cls)}"
+        return name if is_library(cls.__module__) else f"{name} {self.digest(cls)}"
 
     def _relative(self, text: str) -> str:
         return text[len(self.root) :] if self.root and text.startswith(self.root) else text
@@ -237,14 +237,14 @@ class _Look:
 
 
 def _parts_of_class(cls: type) -> list:
-    if _is_library(cls.__module__):
+    if is_library(cls.__module__):
         return [cls.__module__, cls.__qualname__]
     own = sorted((k, v) for k, v in vars(cls).items() if k not in _OF_EVERY_CLASS and isinstance(k, str))
     return [cls.__qualname__, list(cls.__bases__), *(part for k, v in own for part in (k, _of_global(v)))]
 
 
 def _parts_of_function(f: FunctionType) -> list:
-    if _is_library(f.__module__):
+    if is_library(f.__module__):
         return [f.__module__, f.__qualname__]
     cells = []
     for cell in f.__closure__ or ():
@@ -300,13 +300,13 @@ def _attributes(value: object) -> list[tuple[str, object]]:
         s: getattr(value, s)
         for c in type(value).__mro__
         for s in ([vars(c)["__slots__"]] if isinstance(vars(c).get("__slots__"), str) else vars(c).get("__slots__", ()))
-        if not _is_library(c.__module__) and hasattr(value, s) and s != "__dict__"
+        if not is_library(c.__module__) and hasattr(value, s) and s != "__dict__"
     }
     return sorted({**slots, **getattr(value, "__dict__", {})}.items(), key=lambda pair: str(pair[0]))
 
 
 @lru_cache(maxsize=4096)
-def _is_library(module: str | None) -> bool:
+def is_library(module: str | None) -> bool:
     """Installed packages go by name: a run goes on where they were updated. `__main__` and a project's own files do not."""
     top = (module or "").partition(".")[0]
     if top == "__main__":

@@ -22,7 +22,7 @@ import torch
 
 from .plain import plain_values
 
-FORMAT = 2
+FORMAT = 3
 # The first key of the state, so that it stands in the first bytes of the file: a file cut short is still known for ours.
 _MARK = "fasthaw checkpoint"
 _LAST = re.compile(rb"\nfasthaw checkpoint, format (\d{3}), (\d{15}) bytes, blake2b ([0-9a-f]{64})\n")
@@ -177,7 +177,7 @@ def _end_of(file: BinaryIO) -> bytes:
 
 
 def _is_old(head: bytes) -> bool:
-    """A checkpoint of before format 2, whose first keys were these."""
+    """A checkpoint of before there was a checksum, whose first keys were these."""
     return head.startswith(b"PK\x03\x04") and all(word in head for word in (b"run", b"plan", b"batches"))
 
 

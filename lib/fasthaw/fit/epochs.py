@@ -12,12 +12,12 @@ from contextlib import contextmanager
 import torch
 from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from fastai.torch_core import L
 
 from ..checkpoint import set_generators, snapshot
-from ..outside.fastai import begin_at, begin_at_the_first
-from .carried import give_back
+from ..outside.fastai import begin_at, begin_at_the_first, only_validates
+from .carried import StateOfCallbacks
 from .processes import processes_of
 
 
@@ -59,12 +59,22 @@ class StopAtNonFinite(Callback):
 class KeepEpochs(Callback):
     """Hand a snapshot and the epochs' values to `keep` after every epoch but the last."""
 
-    order = 1000  # after every other callback of the epoch
+    order = float("inf")  # after every other callback of the epoch
 
-    def __init__(self, keep: Callable[[dict, int], None], start: int) -> None:
-        self.keep, self.start = keep, start
+    def __init__(self, keep: Callable[[dict, int], None], start: int, epochs: int) -> None:
+        self.keep, self.start, self.epochs, self.begun = keep, start, epochs, False
+
+    def before_fit(self) -> None:
+        if only_validates(self.learn):
+            return
+        if self.begun or self.learn.n_epoch != self.epochs:
+            came = "a second fit" if self.begun else f"a fit of {self.learn.n_epoch} epochs"
+            raise ValueError(f"the fit of a stage calls learn.fit once, for its {self.epochs} epochs; {came} came")
+        self.begun = True
 
     def after_epoch(self) -> None:
+        if only_validates(self.learn):
+            return
         done = self.learn.epoch + 1
         if self.start < done < self.learn.n_epoch:
             self.keep(snapshot(self.learn), done)
@@ -84,24 +94,29 @@ class AtEpoch(Callback):
 
 
 class ResumedHistory(Callback):
-    """Tell recorder, loggers and trackers of the epochs before, and give callbacks what they carried on from them."""
+    """Tell recorder and loggers of the epochs before, and give callbacks what they carried on from them.
 
-    order = 1000  # after each of them has begun its fit
+    A tracker that was not there then learns from the values of those epochs.
+    """
 
-    def __init__(self, history: Sequence[dict], carried: Mapping) -> None:
-        self.history, self.carried = history, carried
+    order = float("inf")  # after each of them has begun its fit
+
+    def __init__(self, history: Sequence[dict], states: StateOfCallbacks, carried: Mapping) -> None:
+        self.history, self.states, self.carried = history, states, carried
 
     def before_fit(self) -> None:
-        give_back(self.learn, self.carried)
         recorder = vars(self.learn).get("recorder")
-        if recorder is None:
-            return
+        if recorder is not None:
+            self._tell(recorder)
+        self.states.give_back(self.learn, self.carried)
+
+    def _tell(self, recorder: Recorder) -> None:
         names = [n for n in recorder.metric_names[1:] if not (recorder.add_time and n == "time")]
         trackers = [cb for cb in self.learn.cbs.sorted("order") if isinstance(cb, TrackerCallback) and cb.run]
+        trackers = [cb for cb in trackers if not self.states.knows(self.carried, cb)]
         for epoch, values in enumerate(self.history):
             row = L(values.get(n) for n in names)
             recorder.values.append(row)
-            recorder.iters.append(recorder.smooth_loss.count)
             self.learn.final_record = row.copy()
             recorder.log = L(epoch) + row + (L("-") if recorder.add_time else L())
             self.learn.logger(recorder.log)

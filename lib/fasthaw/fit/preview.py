@@ -21,17 +21,17 @@ from ..freezing import FreezeContract, contract_of, selected, trainable
 from ..modules import unwrap
 from ..outside.torch import tree_leaves, tree_map
 from ..pinned import can_train, pinned_names, said_of, wholly_pinned
-from ..plan import Plan, check
+from ..plan import Plan, Stage, check
 from ..rates import rates_for
 from ..report.plots import as_image, plot_lanes, strips
 from ..splitters import check_optimizer_groups, layer_groups
 from ..tables import as_html, as_text, wrapped
 from ..undo import Undone
 from ..untouched import untouched
+from .best import recorded_names
 from .record import run_of
 from .run import check_order, listed_groups
 
-_WARM = 0.25  # of a fit: fit_one_cycle's pct_start
 _COLUMNS = ("stage", "epochs", "steps", "trained groups", "highest rates", "parameters", "backward skipped")
 
 
@@ -46,6 +46,7 @@ class StagePreview:
     rates: tuple[float, ...]
     parameters: int
     skipped: float | None
+    told: str = ""
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, in the order of the table's columns."""
@@ -89,9 +90,13 @@ class Preview:
     def summary(self) -> str:
         """The totals, and how to read the bars."""
         epochs = sum(s.epochs for s in self.stages)
-        total = f"{epochs} epochs, {len(self.rates):,} steps. {self._span()} On a log scale; frozen is grey or a dot."
+        most = "At most " if any("ends" in s.told for s in self.stages) else ""
+        total = (
+            f"{most}{epochs} epochs, {len(self.rates):,} steps. {self._span()} On a log scale; frozen is grey or a dot."
+        )
         uncounted = f" The backward skipped is not known: {self.uncounted}." if self.uncounted else ""
-        return total + uncounted + said_of(self.pinned)
+        told = "".join(f" Stage {s.name} {s.told}." for s in self.stages if s.told)
+        return total + told + uncounted + said_of(self.pinned)
 
     def _span(self) -> str:
         """The highest and the lowest of the rates that the stages reach, and whose they are."""
@@ -107,7 +112,8 @@ class Preview:
 def preview(learn: Learner, plan: Plan) -> Preview:
     """What `fit_plan(learn, plan)` will do: stages, rates of every step, trainable parameters, the work saved.
 
-    Nothing is trained or changed; random states are as they were. The rates are those of `fit_one_cycle`, to the last bit.
+    Nothing is trained or changed; random states are as they were. The rates are those of fastai's schedules to the last bit; a
+    stage with a function of its own for `fit` has none, as only that function knows them.
     The share of backward skipped is counted in the multiplications of a forward and backward of two items, against the same
     with everything training: on shapes alone, or, where the network looks at numbers, through a copy of its weights. It is
     missing where torch counts none, or where the network does not let itself be run so.
@@ -123,7 +129,7 @@ def preview(learn: Learner, plan: Plan) -> Preview:
     groups = listed_groups(learn)
     check_optimizer_groups(learn, layer_groups(learn))
     names, pinned = [g.name for g in groups], [wholly_pinned(g) for g in groups]
-    check(plan, names, [n for n, p in zip(names, pinned, strict=True) if p])
+    check(plan, names, [n for n, p in zip(names, pinned, strict=True) if p], recorded_names(learn))
     n_batches, own = len(learn.dls.train), contract_of(learn) or FreezeContract()
     counted = _Backward(learn)
     stages, rates, frozen = [], [], []
@@ -143,28 +149,48 @@ def preview(learn: Learner, plan: Plan) -> Preview:
                 rates=tuple(r for r, t in zip(highest, trains, strict=True) if t),
                 parameters=sum(p.numel() for p in params.values()),
                 skipped=counted.skipped(params.keys()),
+                told=_told(stage),
             )
         )
-        rates.append(one_cycle(highest, stage.epochs, n_batches))
+        rates.append(scheduled(stage.fit, highest, stage.epochs, n_batches))
         frozen.append(np.tile(np.logical_not(trains), (steps, 1)))
     still = tuple(n for g in groups for n in pinned_names(g))
     return Preview(tuple(stages), tuple(names), np.concatenate(rates), np.concatenate(frozen), counted.why, still)
 
 
-def one_cycle(highest: Sequence[float], epochs: int, n_batches: int) -> np.ndarray:
-    """The rates that `fit_one_cycle(epochs, highest)` sets, an array `(steps, groups)`."""
+def scheduled(fit: str | Callable, highest: Sequence[float], epochs: int, n_batches: int) -> np.ndarray:
+    """The rates that a stage's `fit` sets, an array `(steps, groups)`; NaN where nobody but a function of one's own knows."""
+    top = np.array(highest, dtype=float)
+    if fit == "one_cycle":
+        return _two_cosines(0.25, (top / 25.0, top, top / 1e5), epochs, n_batches)
+    if fit == "flat_cos":
+        return _two_cosines(0.75, (top, top, top / 1e5), epochs, n_batches)
+    return np.full((epochs * n_batches, len(top)), np.nan)
+
+
+def _two_cosines(turn: float, rates: Sequence[np.ndarray], epochs: int, n_batches: int) -> np.ndarray:
+    """fastai's `combined_cos`: from the first rates to the second, and after the share `turn` of all steps to the third."""
     # 1. Added up as fastai adds it up, step by step, or the last bits would differ.
     added = np.full((epochs, n_batches), 1.0 / (n_batches * epochs))
     added[:, :1] = np.arange(epochs).reshape(-1, 1) / epochs
     done = np.cumsum(added, axis=1).reshape(-1)
     # 2. fastai divides the fit into warming up and annealing in single precision, and takes the cosine in double.
     single = done.astype(np.float32)
-    warms = single < np.float32(_WARM)
-    through = np.where(warms, single / np.float32(_WARM), (single - np.float32(_WARM)) / np.float32(1 - _WARM))
+    warms = single < np.float32(turn)
+    through = np.where(warms, single / np.float32(turn), (single - np.float32(turn)) / np.float32(1 - turn))
     cosine = 1 + np.array([math.cos(math.pi * (1 - at)) for at in through.tolist()])[:, None]
-    top = np.array(highest, dtype=float)
-    low, last = top / 25.0, top / 1e5
+    low, top, last = rates
     return np.where(warms[:, None], low + cosine * (top - low) / 2, top + cosine * (last - top) / 2)
+
+
+def _told(stage: Stage) -> str:
+    """What the table has no column for."""
+    parts = [
+        f"ends where {u.monitor} is no better for {u.patience} epochs" if (u := stage.until) else "",
+        f"goes on with its best {stage.best[0]}" if stage.best else "",
+        "sets rates of its own" if callable(stage.fit) else "",
+    ]
+    return " and ".join(p for p in parts if p)
 
 
 class _Backward:

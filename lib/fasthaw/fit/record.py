@@ -14,7 +14,8 @@ from ..tables import as_html, as_markdown, as_text, wrapped
 class StageRecord:
     """One stage as it ran: what trained, the values of each epoch, and the proof of what was frozen.
 
-    `seconds` are those of all its epochs. `proof` is of the epochs since the last resume.
+    `seconds` are those of all its epochs. `proof` is of the epochs since the last resume. `stopped` says why a stage ended
+    before its last epoch, where its `until` did that; `restored` is the epoch, counted from 1, whose weights it ended with.
     """
 
     name: str
@@ -22,6 +23,8 @@ class StageRecord:
     seconds: float
     history: tuple[dict[str, float | None], ...]
     proof: Proof
+    stopped: str = ""
+    restored: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -30,8 +33,15 @@ class StageRecord:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The values after the last epoch, as fastai's recorder names them."""
-        return self.history[-1] if self.history else {}
+        """The values of the weights that the stage ended with, as fastai's recorder names them."""
+        return self.history[(self.restored or 0) - 1] if self.history else {}
+
+    def ended(self) -> str:
+        """How it ended, where that was not after the last epoch with its weights; else empty."""
+        stopped = f"ended after {self.epochs} epochs, as {self.stopped}" if self.stopped else ""
+        went_back = self.restored is not None and self.restored != self.epochs
+        best = f"went back to the weights of epoch {self.restored}" if went_back else ""
+        return ", and ".join(part for part in (stopped, best) if part)
 
     @property
     def proved(self) -> tuple[str, ...]:
@@ -63,7 +73,8 @@ class RunRecord:
         total = f"{sum(s.epochs for s in self.stages)} epochs in {sum(s.seconds for s in self.stages):.1f} s."
         broken = [f"{s.name}: {s.proof.verdict()}" for s in self.stages if not s.proof.holds]
         pinned = said_of(tuple(dict.fromkeys(n for s in self.stages for n in s.proof.pinned)))
-        return " ".join([total + pinned, *broken, *([self.resumed] if self.resumed else [])])
+        ended = [f"{s.name} {s.ended()}." for s in self.stages if s.ended()]
+        return " ".join([total + pinned, *ended, *broken, *([self.resumed] if self.resumed else [])])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         metrics = list(dict.fromkeys(k for s in self.stages for k in s.metrics))
@@ -93,6 +104,8 @@ def from_plain(saved: Sequence[Mapping]) -> list[StageRecord]:
             seconds=s["seconds"],
             history=tuple(s["history"]),
             proof=Proof(tuple(GroupProof(**row) for row in s["proof"]["rows"])),
+            stopped=s["stopped"],
+            restored=s["restored"],
         )
         for s in saved
     ]

@@ -1,4 +1,4 @@
-"""Running a plan: one `fit_one_cycle` a stage, checked before the first batch, resumable after the last one."""
+"""Running a plan: one fit a stage, checked before the first batch, resumable after the last one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from weakref import WeakSet
 import torch
 from fastai.callback import schedule  # noqa: F401 (adds fit_one_cycle to Learner)
 from fastai.callback.core import Callback
-from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import Learner
 
 from ..callbacks import FreezeProof, FrozenEval, given, grouped
@@ -39,7 +38,8 @@ from ..splitters import check_optimizer_groups, layer_groups
 from ..together import leads
 from ..undo import Undone
 from ..words import shown, wanted
-from .carried import StateOfCallbacks, carried, check_callbacks
+from .best import StopAtPlateau, is_best_yet, recorded_names, restore_best
+from .carried import StateOfCallbacks, check_best_model, check_callbacks
 from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
 from .learner_rates import lrs
 from .processes import on_any_backend, processes_of
@@ -48,6 +48,7 @@ from .same_run import SameRun
 
 # How differences in the items themselves begin, not in what loaders do with them.
 _ITEMS = [(part, what) for part in ("training", "validation") for what in ("number of items", "items")]
+_FITS = {"one_cycle": Learner.fit_one_cycle, "flat_cos": Learner.fit_flat_cos}
 # Learners that have finished a run with a checkpoint: only what they do after it can be further training.
 _finished: WeakSet[Learner] = WeakSet()
 
@@ -62,7 +63,7 @@ def fit_plan(
 ) -> RunRecord:
     """Train `learn` stage by stage and return what was done, with the proof of what was frozen.
 
-    Each stage makes exactly its groups train, applies its freeze contract and calls `learn.fit_one_cycle`. Groups that go
+    Each stage makes exactly its groups train, applies its freeze contract and fits once. Groups that go
     on training keep their optimizer state (`learn.freeze_to` would wipe it). Without a `FrozenEval` on the learner one
     is added for the run. A stage with `cache` runs inside `cached_features`. Afterwards the groups of the last stage are left
     to train, and the contract is the learner's own. A copy of the state after the last epoch is kept in main memory. An
@@ -73,9 +74,9 @@ def fit_plan(
     on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A
     resumed run ends in the same bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or
     the data loaders, and kernels are deterministic. Epochs of before do not happen again: no callback sees them, but loggers
-    get their rows, and `EarlyStopping` and `ReduceLROnPlateau` their values. Counters of other callbacks begin anew; a
-    callback that keeps weights or random generators of its own is refused with a checkpoint. Only fastai's running mean,
-    which is what it shows as the training loss, starts afresh.
+    get their rows, and callbacks have what they carried on: by `state_dict` and `load_state_dict` where they offer them,
+    fastai's as we know them, of others what has changed among their attributes (numbers, texts, arrays, tensors, containers
+    of them). A callback in which something else has changed is refused by name. What a closure counts, nobody can see.
 
     A checkpoint knows its run: plan, data and split (labels and paths whole; large inputs and the content of files by a
     spread sample; no item is read), batch size, loss, the network's code and configuration, contract, inserted dropout,
@@ -89,8 +90,8 @@ def fit_plan(
     Raises:
         ValueError, TypeError (before the first batch): a stage that does not fit the layer groups, an optimizer without
             momentum, a checkpoint that is damaged or of another run, network or optimizer, or that another run is writing.
-            After the first epoch, with the learner as it was: a callback whose state no checkpoint holds, as far as it
-            could not be seen before.
+            After the first batch or an epoch, with the learner as it was: a callback whose state no checkpoint holds, as far
+            as it could not be seen before.
         OSError: the checkpoint's place may not be written (before the first batch), or its disk is full.
         FloatingPointError: the loss was not finite; the learner is as it was after the last good epoch.
     """
@@ -101,7 +102,8 @@ def fit_plan(
     grouped(learn)
     check_optimizer_groups(learn, layer_groups(learn))
     groups = listed_groups(learn)
-    check(plan, [g.name for g in groups], [g.name for g in groups if wholly_pinned(g)])
+    pinned = [g.name for g in groups if wholly_pinned(g)]
+    check(plan, [g.name for g in groups], pinned, recorded_names(learn))
     path = None if checkpoint is None else place_of(checkpoint)
     processes = processes_of(learn)
     if path is not None and len(set(processes.all_of(path.exists()))) > 1:
@@ -115,12 +117,13 @@ def fit_plan(
             if path is not None and resume is False:
                 check_replaceable(path)
             frozen_eval, proof = stack.enter_context(_callbacks(learn, cbs))
-            run, logger = _begun(learn, plan, path, frozen_eval, resume), learn.logger
+            run, logger, loss = _begun(learn, plan, path, frozen_eval, resume), learn.logger, learn.loss_func
         stack.enter_context(on_any_backend(learn))
         try:
             while run.stage < len(plan):
                 run.run_stage(plan.stages[run.stage], frozen_eval, proof)
         except BaseException:
+            learn.loss_func = loss  # mixup takes its place for the time of an epoch
             _tidy(learn, frozen_eval, logger)
             raise
     if path is not None:
@@ -147,7 +150,7 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEva
             learn.create_opt()
             grouped(learn)
         check_optimizer_groups(learn, layer_groups(learn))
-        if any("mom" not in h for h in learn.opt.hypers):
+        if any(s.fit == "one_cycle" for s in plan) and any("mom" not in h for h in learn.opt.hypers):
             raise ValueError(
                 f"fit_one_cycle schedules momentum, and {type(learn.opt).__name__} has none called 'mom'; use an optimizer "
                 "with momentum, such as fastai's Adam"
@@ -155,8 +158,8 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEva
         run = _Run(learn, plan, path, frozen_eval.contract)
         if path is not None:
             check_callbacks(learn)
-        if resume and path is not None and run.same is not None and path.exists():
-            run.resume(path, run.same, learn.cbs, anyway=resume == "anyway")
+        if resume and path is not None and run.same is not None and run.watch is not None and path.exists():
+            run.resume(path, run.same, run.watch, anyway=resume == "anyway")
         else:
             run.keep(snapshot(learn), epoch=0)
     except BaseException:
@@ -176,12 +179,13 @@ class _Run:
         self.seconds = 0.0
         self.trains: list[str] = []
         self.carried: dict = {}
+        self.best: dict | None = None  # weights of the best epoch of the stage so far, where that is to be restored
         names = [g.name for g in listed_groups(learn)]
         self.processes = processes_of(learn)
         self.same = None if path is None else SameRun(learn, plan, names, contract)
         self.watch = None if path is None else StateOfCallbacks(learn)
 
-    def resume(self, path: Path, same: SameRun, cbs: Sequence[Callback], *, anyway: bool) -> None:
+    def resume(self, path: Path, same: SameRun, watch: StateOfCallbacks, *, anyway: bool) -> None:
         """Go to where the checkpoint was written."""
         saved = load(path)
         differences = same.differences(saved["run"])
@@ -191,11 +195,8 @@ class _Run:
         if differences and not anyway:
             raise self._another(differences)
         self._check_place(saved)
-        if saved["epoch"] and any(isinstance(cb, SaveModelCallback) for cb in cbs):
-            raise ValueError(
-                f"{self.path} was written inside a stage, and SaveModelCallback knows no best model from before; run "
-                "without it, or begin anew with resume=False"
-            )
+        if saved["epoch"]:
+            check_best_model(self.learn, saved["carried"])
         if saved["stage"] == len(self.plan) and not anyway:
             self._check_not_trained_further(saved["state"]["model"])
         for told in (*differences, same.other_metrics(saved["run"])):
@@ -206,6 +207,10 @@ class _Run:
         self.stage, self.epoch, self.records = saved["stage"], saved["epoch"], from_plain(saved["records"])
         self.history, self.seconds, self.last = saved["history"], saved["seconds"], state
         self.trains, self.carried = saved["trains"], saved["carried"]
+        if not self.epoch:
+            watch.give_back(self.learn, self.carried)
+        if saved["best"] is not None:
+            self.best = {"epoch": saved["best"]["epoch"], "model": saved["best"]["model"] or saved["state"]["model"]}
         self.where = f"the checkpoint {self.path}"
         place = f"in stage {self.stage + 1} after epoch {self.epoch}" if self.epoch else f"at stage {self.stage + 1}"
         self.resumed = f"Resumed {'at its end' if self.stage == len(self.plan) else place}."
@@ -246,6 +251,7 @@ class _Run:
         learn, groups = self.learn, listed_groups(self.learn)
         train_only(groups, stage.train)
         guard, own, self.begun = StopAtNonFinite(), frozen_eval.contract, time.perf_counter()
+        stop = None if stage.until is None else StopAtPlateau(stage.until, self.processes)
         frozen_eval.contract = stage.contract or own
         skips: AbstractContextManager = nullcontext()
         if self.epoch:
@@ -254,7 +260,9 @@ class _Run:
                 p.requires_grad_(name in self.trains)  # callbacks had unfrozen more, or less
         try:
             with _cache(learn, stage), skips:
-                learn.fit_one_cycle(stage.epochs, lrs(learn, stage.lr), cbs=[guard, *self._followers()])
+                fit = _FITS[stage.fit] if isinstance(stage.fit, str) else stage.fit
+                cbs = [guard, *self._followers(stage), *([] if stop is None else [stop])]
+                fit(learn, stage.epochs, lrs(learn, stage.lr), cbs=cbs)
         except ValueError:
             if self.watch is not None and self.watch.refused:
                 put_back(learn, self.last)
@@ -266,24 +274,29 @@ class _Run:
             self._fail(stage, guard.found)
         self._note()
         found = proof.report()  # what happened: a callback in the stage may have frozen or unfrozen besides
-        self.records.append(StageRecord(stage.title, found.trained, self.seconds, tuple(self.history), found))
-        self.stage, self.history, self.seconds = self.stage + 1, [], 0.0
+        stopped = "" if stop is None else stop.told
+        restored = restore_best(learn, self.processes, stage, self.history, self.best) if stage.restore else None
+        record = StageRecord(stage.title, found.trained, self.seconds, tuple(self.history), found, stopped, restored)
+        self.records.append(record)
+        self.stage, self.history, self.seconds, self.best = self.stage + 1, [], 0.0, None
         self.keep(snapshot(learn), epoch=0)
 
-    def _followers(self) -> list[Callback]:
+    def _followers(self, stage: Stage) -> list[Callback]:
         """What keeps each epoch, and resumes the fit where the run is inside a stage."""
 
         def epoch_done(state: dict, done: int) -> None:
             self._note()
+            if stage.restore and is_best_yet(self.processes, stage, self.history):
+                self.best = {"epoch": done, "model": state["model"]}
             self.keep(state, epoch=done)
 
-        cbs = [KeepEpochs(epoch_done, self.epoch)]
-        if self.watch is not None:
-            cbs.append(self.watch)
+        cbs: list[Callback] = [KeepEpochs(epoch_done, self.epoch, stage.epochs)]
+        if self.watch is None:
+            return cbs
         if self.epoch:
-            cbs += [AtEpoch(self.epoch), ResumedHistory(tuple(self.history), self.carried)]
+            cbs += [AtEpoch(self.epoch), ResumedHistory(tuple(self.history), self.watch, self.carried)]
             cbs.append(SameRandomNumbers(self.last["random"]))
-        return cbs
+        return [*cbs, self.watch]
 
     def _note(self) -> None:
         """Write down the values and the time since the last note."""
@@ -295,7 +308,7 @@ class _Run:
         self.last, self.epoch = state, epoch
         at_start = f"the end of stage {self.stage}" if self.stage else "the start of the run"
         self.where = f"stage {self.stage + 1}, epoch {epoch}" if epoch else at_start
-        if self.path is None or self.same is None or not (self.stage or epoch):
+        if self.path is None or self.same is None or self.watch is None or not (self.stage or epoch):
             return
         random = self.processes.all_of(state["random"])
         if not leads():
@@ -310,11 +323,18 @@ class _Run:
                 "history": self.history,
                 "seconds": self.seconds,
                 "trains": [n for n, p in unwrap(self.learn.model).named_parameters() if p.requires_grad],
-                "carried": carried(self.learn),
+                "carried": self.watch.saved(self.learn),
                 "random": random,
+                "best": self._best_beside(state),
                 "state": state,
             },
         )
+
+    def _best_beside(self, state: Mapping) -> dict | None:
+        """The best epoch, and its weights where they are others than those of `state`."""
+        if self.best is None or self.best["model"] is not state["model"]:
+            return self.best
+        return {"epoch": self.best["epoch"], "model": None}
 
     def _fail(self, stage: Stage, found: str) -> None:
         put_back(self.learn, self.last)
@@ -362,8 +382,8 @@ def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
 
 
 def _plain_hypers(opt) -> None:
-    """One-cycle leaves numpy's floats in the optimizer, which `torch.load(weights_only=True)` refuses."""
-    for key in ("lr", "mom"):
+    """A schedule leaves numpy's floats in the optimizer, which `torch.load(weights_only=True)` refuses."""
+    for key in ("lr", "mom") if all("mom" in h for h in opt.hypers) else ("lr",):
         opt.set_hyper(key, [float(h[key]) for h in opt.hypers])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastai.learner import Learner
 
-from ..checkpoint.digests import described, last_part, module_described
+from ..checkpoint.digests import described, digest_of, last_part, module_described
 from ..checkpoint.generators import loaders_inside
 from ..freezing import FreezeContract
 from ..modules import unwrap
@@ -36,6 +36,7 @@ class SameRun:
         self.first = {
             "plan": repr(plan),
             "rates": repr(rates),
+            "schedules": repr([digest_of(stage.fit) for stage in plan]),  # and so may two schedules
             "groups": groups,
             "batches": len(learn.dls.train),
             "contract": repr(contract),

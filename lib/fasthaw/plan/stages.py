@@ -6,8 +6,9 @@ group names and the number of rates are checked by `check`, which `fit_plan` cal
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from ..freezing.selection import Groups, Which
 from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate, check_trains
 from ..splitters import layer_groups
 from ..tables import as_html, as_text, wrapped
-from ..words import at_least, shown, wanted
+from ..words import at_least, did_you_mean, shown, some_of, wanted
+from .plateau import Plateau, check_monitor, is_lower_better
 
+SCHEDULES = ("one_cycle", "flat_cos")
 _MOST = 10**6  # groups that a number may select before any network is known
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Stage:
-    """`epochs` of one-cycle training at `lr`, during which exactly the groups `train` train.
+    """`epochs` of training at `lr`, during which exactly the groups `train` train.
 
     Args:
         epochs: at least 1.
@@ -33,6 +36,13 @@ class Stage:
         contract: what holds still in the frozen groups of this stage; `None` is the learner's own `FrozenEval`.
         cache: `True` computes the frozen layers before the first trained one once an item (`cached_features`), or is an
             error where that would change what is learned; `"auto"` then warns with the reason and goes on without.
+        until: a `Plateau` that ends the stage early; `epochs` is then the most.
+        restore: `"best"` goes into the next stage, or ends the run, with weights and buffers of the epoch with the best
+            `monitor`. The optimizer keeps the state that it has come to.
+        monitor: what is best, a recorded value by name; by default what `until` looks at, or else `"valid_loss"`.
+        lower_is_better: of `monitor`; `None` reads it from the name.
+        fit: `"one_cycle"`, `"flat_cos"` (`Learner.fit_flat_cos`), or a function that is called with learner, epochs, one rate
+            a group, and `cbs=`, and calls `learn.fit` once for these epochs: `partial(Learner.fit_one_cycle, div=10)`.
 
     Raises:
         TypeError, ValueError: epochs below 1, a rate, a selection or another option that can mean nothing.
@@ -49,6 +59,11 @@ class Stage:
     name: str | None
     contract: FreezeContract | None
     cache: bool | str
+    until: Plateau | None
+    restore: str | None
+    monitor: str | None
+    lower_is_better: bool | None
+    fit: str | Callable
 
     def __init__(
         self,
@@ -58,6 +73,11 @@ class Stage:
         name: str | None = None,
         contract: FreezeContract | None = None,
         cache: bool | str = False,
+        until: Plateau | None = None,
+        restore: str | None = None,
+        monitor: str | None = None,
+        lower_is_better: bool | None = None,
+        fit: str | Callable = "one_cycle",
     ) -> None:
         if name is not None and not wanted(str, name, "the name of a stage is a text"):
             raise ValueError("the name of a stage is a text; an empty one came: leave it out instead")
@@ -65,6 +85,17 @@ class Stage:
             wanted(FreezeContract, contract, "the contract of a stage is a FreezeContract or None")
         if not isinstance(cache, bool) and not (isinstance(cache, str) and cache == "auto"):
             raise ValueError(f"cache is True, False or 'auto'; {shown(cache)} came")
+        if until is not None:
+            wanted(Plateau, until, "until is a Plateau, such as Plateau('valid_loss', patience=2)")
+        if restore is not None and not (isinstance(restore, str) and restore == "best"):
+            raise ValueError(f"restore is 'best' or None; {shown(restore)} came")
+        if restore is None and (monitor, lower_is_better) != (None, None):
+            raise ValueError(
+                f"monitor={shown(monitor)} says what is best, and nothing is restored: say restore='best' too"
+            )
+        check_monitor("valid_loss" if monitor is None else monitor, lower_is_better)
+        if not (callable(fit) and not isinstance(fit, type)) and not (isinstance(fit, str) and fit in SCHEDULES):
+            raise ValueError(f"fit is 'one_cycle', 'flat_cos' or a function; {shown(fit)} came")
         fields = {
             "epochs": at_least(1, epochs, "the epochs of a stage are how long it trains"),
             "lr": as_rate(lr),
@@ -72,9 +103,24 @@ class Stage:
             "name": name,
             "contract": contract,
             "cache": cache,
+            "until": until,
+            "restore": restore,
+            "monitor": monitor,
+            "lower_is_better": lower_is_better,
+            "fit": fit,
         }
         for field, value in fields.items():
             object.__setattr__(self, field, value)
+
+    @property
+    def best(self) -> tuple[str, bool | None] | None:
+        """The value that tells which epoch is restored, and whether a lower one is better, where that was said."""
+        if self.restore is None:
+            return None
+        if self.monitor is None and self.until is not None:
+            said = self.until.lower_is_better if self.lower_is_better is None else self.lower_is_better
+            return self.until.monitor, said
+        return self.monitor or "valid_loss", self.lower_is_better
 
     @property
     def title(self) -> str:
@@ -88,10 +134,10 @@ class Stage:
         return " + ".join(self.train)
 
     def __repr__(self) -> str:
-        defaults = {"train": "all", "name": None, "contract": None, "cache": False}
-        options = "".join(
-            f", {k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default
-        )
+        defaults = {"train": "all", "name": None, "contract": None, "cache": False, "until": None, "restore": None}
+        defaults |= {"monitor": None, "lower_is_better": None, "fit": "one_cycle"}
+        values = {k: getattr(self, k) for k, default in defaults.items() if getattr(self, k) != default}
+        options = "".join(f", {k}={_called(v) if callable(v) else repr(v)}" for k, v in values.items())
         return f"Stage({self.epochs}, {_short(self.lr)}{options})"
 
 
@@ -228,10 +274,11 @@ class Plan:
         return plan_of_schedule(source, layer_groups(of), lr, epochs)
 
     def _totals(self) -> str:
-        return f"{len(self)} stages, {sum(s.epochs for s in self)} epochs"
+        most = "at most " if any(s.until for s in self) else ""
+        return f"{len(self)} stages, {most}{sum(s.epochs for s in self)} epochs"
 
     def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Header and rows; contract and cache have a column where a stage has one."""
+        """Header and rows; contract, cache and what comes after have a column where a stage has one."""
         columns = {
             "stage": [f"{i} {s.title}" for i, s in enumerate(self, 1)],
             "epochs": [str(s.epochs) for s in self],
@@ -242,16 +289,27 @@ class Plan:
             columns["contract"] = [_contract_in_words(s) for s in self]
         if any(s.cache for s in self):
             columns["cache"] = ["auto" if s.cache == "auto" else "yes" if s.cache else "-" for s in self]
+        if any(s.fit != "one_cycle" for s in self):
+            columns["fit"] = [s.fit if isinstance(s.fit, str) else _called(s.fit) for s in self]
+        if any(s.until for s in self):
+            columns["until"] = [f"{u.monitor} no better for {u.patience}" if (u := s.until) else "-" for s in self]
+        if any(s.restore for s in self):
+            columns["restore"] = [f"best {s.best[0]}" if s.best else "-" for s in self]
         return tuple(columns), list(zip(*columns.values(), strict=True))
 
 
-def check(plan: Plan, names: Sequence[str], pinned: Collection[str] = ()) -> None:
+def check(
+    plan: Plan, names: Sequence[str], pinned: Collection[str] = (), recorded: Collection[str] | None = None
+) -> None:
     """Raise for the first stage that cannot run on layer groups of these names, of which those in `pinned` never train.
+
+    `recorded` are the values that each epoch has a number of; None where no learner is known.
 
     Raises:
         TypeError: not a plan.
         ValueError: an unknown group or one out of range, the wrong number of rates, rates that are all zero where
-            groups train, or a cache where the first group trains; the message names the stage.
+            groups train, a cache where the first group trains, or a value to look at that is not recorded; the message
+            names the stage.
     """
     wanted(Plan, plan, "a plan is wanted, such as Plan(Stage(1, 1e-2, train=-1), Stage(3, 1e-3))")
     for i, stage in enumerate(plan, 1):
@@ -271,6 +329,25 @@ def check(plan: Plan, names: Sequence[str], pinned: Collection[str] = ()) -> Non
                 f"stage {i} ({stage.title}) has cache=True and trains {names[0]}, the first group, so no frozen layer comes "
                 "before a trained one. Freeze the first groups (train=-1), or leave the cache out"
             )
+        watched = {"until": stage.until and (stage.until.monitor, stage.until.lower_is_better), "restore": stage.best}
+        for option, (monitor, said) in ((o, w) for o, w in watched.items() if w):
+            if recorded is None:
+                continue
+            if monitor not in recorded:
+                there = some_of(recorded, 20) or "no values, as the learner has no Recorder"
+                raise ValueError(
+                    f"stage {i} ({stage.title}): {option} looks at {monitor!r}, which is not recorded; recorded are {there}"
+                    f"{did_you_mean(monitor, recorded)}"
+                )
+            is_lower_better(monitor, said)
+
+
+def _called(fit: Callable) -> str:
+    """The name of a function, the same in every process."""
+    if isinstance(fit, partial):
+        options = [*map(repr, fit.args), *(f"{k}={v!r}" for k, v in fit.keywords.items())]
+        return f"partial({', '.join([_called(fit.func), *options])})"
+    return getattr(fit, "__qualname__", type(fit).__qualname__)
 
 
 def _one_spelling(which: Which) -> Which:

@@ -19,6 +19,7 @@ import yaml
 from ..freezing import FreezeContract
 from ..rates import Flat, Geometric, LayerDecay, PerGroup
 from ..words import a_path, did_you_mean, shown, wanted
+from .plateau import Plateau
 from .stages import Plan, Stage
 
 KEY, VERSION = "fasthaw_plan", 1
@@ -99,7 +100,7 @@ def _plain(field: str, value: Any) -> Any:
         return value.lr
     if isinstance(value, PerGroup):
         return list(value.lrs)
-    if isinstance(value, FreezeContract):
+    if isinstance(value, FreezeContract | Plateau):
         return asdict(value)
     if type(value) in _KINDS.values():
         return {type(value).__name__: asdict(value)}
@@ -125,6 +126,8 @@ def _stage_of(i: int, written: object) -> Stage:
 def _value(field: str, written: Any) -> Any:
     if field == "contract" and isinstance(written, Mapping):
         return _made(FreezeContract, written)
+    if field == "until" and isinstance(written, Mapping):
+        return _made(Plateau, written)
     if isinstance(written, list):
         return [_value("", v) for v in written]
     if not isinstance(written, Mapping):

@@ -159,8 +159,8 @@ def strips(names: Sequence[str], frozen: np.ndarray, values: np.ndarray, width: 
     def bar(step: int, i: int) -> str:
         if frozen[step, i]:
             return "·"
-        if values[step, i] <= 0:
-            return "_"
+        if not values[step, i] > 0:
+            return "?" if np.isnan(values[step, i]) else "_"
         return "▁▂▃▄▅▆▇█"[int(7 * (np.log(values[step, i]) - lo) / (hi - lo) + 0.5) if hi > lo else 7]
 
     lines = [f"{name:<{longest}}  {''.join(bar(s, i) for s in at)}" for i, name in enumerate(names)]
