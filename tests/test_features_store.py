@@ -20,10 +20,9 @@ from fastai.vision.core import PILImage
 from PIL import Image
 from torch import nn
 
-from fasthaw.features import manifest, places, store
-from fasthaw.features.identity import identity
-from fasthaw.features.manifest import Column, Damaged
-from fasthaw.features.store import Folder, in_memory
+from fasthaw.cache import Column, Damaged, Folder, identity, in_memory, manifest
+from fasthaw.cache import directory as places
+from fasthaw.cache import folder as store
 from test_features import apart, fastai_loaders, halve, images, make, trained
 
 DIRECTORY = Path(__file__).parent
@@ -144,7 +143,7 @@ def test_a_change_makes_another_cache(tmp_path, change):
     assert not report.reused and len(folders(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("settings", [{"dtype": torch.float16}, {"views": 2}, {"fast_fill": True}], ids=str)
+@pytest.mark.parametrize("settings", [{"dtype": torch.float16}, {"views": 2}, {"inputs": "keep"}], ids=str)
 def test_other_settings_make_another_cache(tmp_path, settings):
     run(tmp_path)
     _, report, _ = run(tmp_path, **settings)
@@ -371,10 +370,10 @@ def test_without_locks_nothing_is_removed_or_waited_for(tmp_path, monkeypatch):
 BOUNDED = """
 import re, sys, types, torch
 from pathlib import Path
-features = sys.modules["features"] = types.ModuleType("features")
-features.__path__ = [sys.argv[2]]  # the module alone, so that nothing else is loaded
-from features.store import Folder
-from features.manifest import Column
+cache = sys.modules["cache"] = types.ModuleType("cache")
+cache.__path__ = [sys.argv[2]]  # the module alone, so that nothing else is loaded
+from cache.folder import Folder
+from cache.manifest import Column
 
 def peak():  # of this program alone: what getrusage tells counts the process that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -35,12 +35,12 @@ from torch import nn
 from data import Items, learner
 from fasthaw.callbacks import FreezeProof, FrozenEval, GroupRecorder, UnfreezeAt
 from fasthaw.features import cached_features
-from fasthaw.features.cut import Refused
 from fasthaw.fit import fit_plan, lr_find, lrs, preview
 from fasthaw.freezing import changed, fingerprints, frozen, train_only
 from fasthaw.optim import param_groups
 from fasthaw.optimizer_state import state_of
 from fasthaw.plan import Plan, Stage
+from fasthaw.prefix import Refused
 from fasthaw.rates import Geometric, LayerDecay, PerGroup
 from fasthaw.splitters import layer_groups, split_at
 from networks import plain

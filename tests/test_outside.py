@@ -7,6 +7,7 @@ import copy
 import dis
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import fastai.vision.augment
 import fastai.vision.models.unet
@@ -18,7 +19,6 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedLin
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
 from fastai.optimizer import Adam, Lookahead, OptimWrapper
 from fastai.torch_core import trainable_params
 from fastprogress.fastprogress import master_bar, progress_bar
@@ -183,19 +183,62 @@ def test_a_fused_kernel_steps_as_the_optimizer_that_is_made_of_it(name):
     assert torch.equal(one, other)
 
 
-def test_a_graph_leads_to_its_leaves():
-    weight = torch.ones(2, requires_grad=True)
-    product = (weight * 2).grad_fn
-    assert of_torch.leaf_of(product) is None
-    assert of_torch.leaf_of(product.next_functions[0][0]) is weight
+class Wrapped(torch.Tensor):
+    """A tensor without numbers: what is computed with it is told."""
+
+    __torch_function__ = of_torch.no_function_of_its_own
+    asked: ClassVar[list] = []
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        cls.asked.append(func.overloadpacket.__name__)
+        return torch.zeros(2)
 
 
-def test_writing_to_one_number_shared_by_many_is_told_apart():
-    with pytest.raises(RuntimeError) as shared:
-        torch.zeros(1).expand(3).add_(1)
-    with pytest.raises(RuntimeError) as other:
-        torch.zeros(3).add_(torch.zeros(2))
-    assert of_torch.writes_to_shared_memory(shared.value) and not of_torch.writes_to_shared_memory(other.value)
+def test_a_wrapper_has_a_shape_and_hands_every_operation_to_its_class():
+    shape = torch.empty_strided((2, 3), (1, 2), device="meta", dtype=torch.float64)
+    t = of_torch.wrapper_of(Wrapped, shape, torch.device("cpu"))
+    assert (t.shape, t.stride(), t.dtype, t.device.type, len(t)) == ((2, 3), (1, 2), torch.float64, "cpu", 2)
+    assert torch.equal(torch.nn.functional.relu(t) + 1, torch.ones(2)) and Wrapped.asked == ["relu"]
+
+
+class Watched(of_torch.TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += [func]
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_what_autograd_does_not_and_schemas_say_what_is_written():
+    x, y = torch.ones(3), torch.zeros(3)
+    with Watched() as watch, torch.no_grad():
+        bool((y.copy_(x.detach() * 2) > 0).all())
+    *_, copy, _, _, item = watch.seen
+    assert item.overloadpacket.__name__ == "_local_scalar_dense" and torch.Tag.data_dependent_output in item.tags
+    (written,) = of_torch.written_arguments(copy, (y, x), {})
+    assert written is y and of_torch.written_arguments(item, (x,), {}) == []
+
+
+def test_writes_in_place_are_counted_for_all_tensors_on_one_memory():
+    t = torch.zeros(3)
+    view = t[1:]
+    assert of_torch.written_times(t) == 0
+    view.add_(1)
+    assert of_torch.written_times(t) == of_torch.written_times(view) == 1
+    with torch.inference_mode():
+        assert of_torch.written_times(torch.zeros(3)) == 0
+
+
+def test_a_backward_pass_is_known_from_inside():
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda g: seen.append(of_torch.in_backward()))
+    seen.append(of_torch.in_backward())
+    x.sum().backward()
+    assert seen == [False, True]
 
 
 # Python
@@ -342,34 +385,6 @@ def test_a_fit_that_begins_later_fires_no_event_of_the_epochs_before(learn):
     of_fastai.begin_at_the_first(learn)
     learn.fit(1, cbs=watch)
     assert watch.seen[4:] == [0, 0]
-
-
-def test_events_go_through_two_methods_of_the_learner(learn):
-    calls, ends = [], []
-
-    def call(event):
-        calls.append(event)
-        Learner._call_one(learn, event)
-
-    def around(f, event, exception, final=lambda: None):
-        ends.append(event)
-        Learner._with_events(learn, f, event, exception, final)
-
-    assert of_fastai.dispatches_as_fastai(learn)
-    of_fastai.dispatch_by(learn, call, around)
-    learn.fit(1, 1e-3)
-    assert {"fit", "epoch", "train", "validate", "batch"} <= {*ends}
-    assert {"before_fit", "after_batch", "before_backward", "after_step"} <= {*calls}
-    of_fastai.dispatch_again(learn)
-    del calls[:]
-    learn.fit(1, 1e-3)
-    assert not calls
-
-    class Own(Learner):
-        def _call_one(self, event_name):
-            super()._call_one(event_name)
-
-    assert not of_fastai.dispatches_as_fastai(Own(learn.dls, learn.model, loss_func=learn.loss_func))
 
 
 # Names

@@ -190,7 +190,7 @@ def calls() -> list[Call]:
 HEAD = Plan(Stage(1, 1e-3, -1))
 NAMES = ["stem", "body", "head"]
 SWEEP = {"stop_div": False, "suggest_funcs": valley}
-SETTINGS = {"data_id": None, "fast_fill": False, "required": True}
+SETTINGS = {"data_id": None, "inputs": "shapes", "required": True}
 DECAY = {"weight_decay": 0.01, "no_decay": ()}
 WITHIN = {"within": "body", "splitter": SPLITTER}
 TRANSFER = {
@@ -292,7 +292,7 @@ NUMBERS = {
     "last_epochs",
     "head_epochs",
 }
-FLAGS = {"resume", "stop_div", "fast_fill", "required", "floats", "wd_bn_bias", "train_bn"}
+FLAGS = {"resume", "stop_div", "required", "floats", "wd_bn_bias", "train_bn"}
 RATES = {"lr", "rate", "head_lr", "lo", "hi", "start_lr", "end_lr", "decay", "floor", "p"}
 TEXTS = {"after", "within", "directory", "name", "data_id", "arch", "how", "model_dir", "path"}
 

@@ -22,9 +22,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fasthaw.features import cached_features, store
-from fasthaw.features.manifest import Column, Damaged
-from fasthaw.features.store import Folder
+from fasthaw.cache import folder as store
+from fasthaw.cache.folder import Folder
+from fasthaw.cache.manifest import Column, Damaged
+from fasthaw.features import cached_features
 from test_features import fastai_loaders, images, make
 
 from . import Row, count

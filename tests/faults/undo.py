@@ -22,7 +22,7 @@ from torch import nn
 from data import learner, loaders
 from fasthaw.callbacks import FrozenEval
 from fasthaw.features import cached_features
-from fasthaw.features.loader import CachedLoader
+from fasthaw.features.loaders import CachedLoader
 from fasthaw.fit import fit_plan, lr_find, preview
 from fasthaw.freezing import frozen, leaking_noise
 from fasthaw.plan import Plan, Stage

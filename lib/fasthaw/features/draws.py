@@ -17,7 +17,7 @@ from fastai.data.core import Pipeline
 from fastai.data.load import DataLoader
 from torch.utils import data as torch_data
 
-from .identity import identity
+from ..cache import identity
 
 _EDGE = "\x1e"  # around what is told: torch adds the traceback of a worker process to the message
 _ASKED = 10  # readings that all have to move a random state where there are other threads
@@ -39,7 +39,7 @@ class Drawn(Exception):
 
 def states() -> tuple:
     """The random state of Python, NumPy and torch on the CPU, and of a GPU that is in use in this process."""
-    numpy = np.random.get_state()
+    numpy: tuple = np.random.get_state()  # type: ignore[assignment]
     # A worker process may not ask a GPU; it was forked and cannot draw there either.
     used = torch.cuda.is_initialized() and torch_data.get_worker_info() is None
     device = torch.cuda.get_rng_state().numpy().tobytes() if used else b""
@@ -103,7 +103,7 @@ class _Steps(Pipeline):
     """In place of a pipeline of transforms: each is asked. A loader tells a pipeline for which set it works, so it is one."""
 
     def __init__(self, pipe: Pipeline) -> None:
-        vars(self).update(vars(pipe))
+        self.__dict__.update(vars(pipe))
 
     def __call__(self, x):
         for f in self.fs:

@@ -1,4 +1,4 @@
-"""Filling: what could make a cache wrong is looked for, the cut is found and proved, then every item is computed once."""
+"""Filling: what could make a cache wrong is looked for, the cut found, every item computed once, and the rows proved."""
 
 from __future__ import annotations
 
@@ -9,99 +9,30 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.learner import Learner
 
+from ..cache import Damaged, Folder, Table, gigabytes, in_memory
+from ..callbacks import FrozenEval
 from ..freezing import fingerprints, frozen, leaking_noise
 from ..groups import LayerGroup
-from ..tables import wrapped
+from ..outside.torch import tree_map
+from ..prefix import Cut, Refused, find_cut, prove
+from ..randomness import random_state, set_random_state
 from ..untouched import untouched
-from ..words import at_least, flag, number, shown, wanted
-from .cut import Cut, Refused, find_cut
-from .fold import fast_copy
 from .key import cache_key
-from .loader import Layout, batch_size, check_loader, layout_of, n_items, spread
-from .manifest import Damaged
-from .playback import proved
+from .loaders import BatchLayout, batch_layout, batch_size, check_loader, n_items, spread
 from .refusals import check_learner, check_prepared, check_same_twice
-from .rows import Maker, Task, columns_of, first_batch, precision, split
-from .store import Folder, Table, gigabytes, in_memory
+from .rows import SHARED_BOUND, Maker, Task, batch_of, columns_of, precision, split
+from .settings import CacheReport, CacheSettings
 
-_BOUND = 1e-5  # a larger difference, as a share of the largest output, is another computation and not another rounding
-_DTYPES = (None, torch.float32, torch.float16, torch.bfloat16)
-_ASKED = 8  # items that tell whether a cache still holds
+_FEW = 8  # items of the proof before the fill, and in eval mode
+_ASKED = 8  # items of each set that tell at the start of a fit whether a cache still holds
 _SETS = ("training", "validation")
 # Random states belong to the process: another thread's fill would move those that this one watches and puts back.
 _ONE_AT_A_TIME = threading.RLock()
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """How a cache is kept; the fields are the arguments of `cached_features`.
-
-    Raises:
-        ValueError: a setting that is out of range.
-    """
-
-    directory: Path | None = None
-    memory: float = 4.0
-    dtype: torch.dtype | None = None
-    views: int = 1
-    data_id: str | None = None
-    fast_fill: bool = False
-    keep: int | None = None
-
-    def __post_init__(self) -> None:
-        at_least(1, self.views, "views is how many random draws of an item are cached")
-        if not any(self.dtype is d for d in _DTYPES):
-            raise ValueError(f"dtype is None, torch.float32, torch.float16 or torch.bfloat16; {shown(self.dtype)} came")
-        number(self.memory, "memory is how many gigabytes a cache may take")
-        if (
-            self.data_id is not None
-            and not wanted(str, self.data_id, "data_id is a name for data and transforms").strip()
-        ):
-            raise ValueError("data_id is a name for data and transforms; an empty one came")
-        flag(self.fast_fill, "fast_fill")
-
-        if self.keep is not None:
-            at_least(1, self.keep, "keep is how many finished caches are left in the directory")
-
-    @property
-    def bytes(self) -> int:
-        """The memory that a cache may take."""
-        return int(self.memory * 1e9)
-
-    @property
-    def bound(self) -> float:
-        """How far kept features may be from computed ones, as a share of the largest."""
-        return 2e-2 if self.fast_fill or self.dtype in (torch.float16, torch.bfloat16) else 1e-4
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """What was cached: prints itself. `difference` is that of one batch run both ways, as a share of the largest output."""
-
-    after: tuple[str, ...]
-    items: int
-    bytes: int
-    where: str
-    seconds: float
-    difference: float
-    reused: bool
-
-    def __str__(self) -> str:
-        how = "reused" if self.reused else f"filled in {self.seconds:.1f} s"
-        same = "equal to the last bit" if self.difference == 0 else f"equal within {self.difference:.1g}"
-        return wrapped(
-            f"{self.items:,} items cached after {', '.join(self.after)}: {gigabytes(self.bytes)} {self.where}, {how}. "
-            f"One batch with and without the cache: {same}."
-        )
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +46,7 @@ class Cached:
     holds_for: tuple
     report: CacheReport
 
-    def sets(self) -> list[tuple[object, list[Table], Layout]]:
+    def sets(self) -> list[tuple[object, list[Table], BatchLayout]]:
         """Each loader with its tables, one a view, and its layout."""
         return [
             (task.loader, [self.named[t.name] for t in self.tasks if t.set == task.set], task.layout)
@@ -133,18 +64,51 @@ def filled(learn: Learner, groups: Sequence[LayerGroup], settings: CacheSettings
         OSError: the disk is full.
     """
     check_learner(learn)
-    loaders = [learn.dls[i] for i in range(min(2, len(learn.dls.loaders)))]
-    for dl in loaders:
+    found = [learn.dls[i] for i in range(min(2, len(learn.dls.loaders)))]
+    for dl in found:
         check_loader(dl)
-    loaders = {i: dl for i, dl in enumerate(loaders) if n_items(dl)}
+    loaders = {i: dl for i, dl in enumerate(found) if n_items(dl)}
     prints = fingerprints(g for g, f in zip(groups, frozen(groups), strict=True) if f)
-    device = next(learn.model.parameters()).device
-    holds_for = (frozen(groups), tuple(prints.items()), str(device), tuple(map(id, loaders.values())))
+    holds_for = (frozen(groups), tuple(prints.items()), str(_device(learn)), tuple(map(id, loaders.values())))
     may = before is not None and before.holds_for == holds_for
+    if not may:
+        _look(learn, loaders[0])
     with _ONE_AT_A_TIME, untouched(learn.model):
-        if may and _right(before.maker, before.tasks, before.named, settings, _ASKED):
+        if before is not None and may and still_right(before, settings, _ASKED):
             return before
         return _fill(learn, groups, settings, loaders, holds_for)
+
+
+def _look(learn: Learner, dl) -> None:
+    """Let `FrozenEval` look whether a held flag means more than noise: on placeholders, in the fit, nobody could tell."""
+    state = random_state()
+    try:
+        inputs = split(learn, batch_of(learn, dl, spread(n_items(dl), 2)))[0]
+        for holder in (cb for cb in learn.cbs if isinstance(cb, FrozenEval)):
+            holder.keeper.look(learn.model, inputs, {})
+    finally:
+        set_random_state(state)
+
+
+def _device(learn: Learner) -> torch.device:
+    return next(learn.model.parameters()).device
+
+
+def still_right(
+    cached: Cached, settings: CacheSettings, most: int, sets: Sequence[int] = (0, 1), turn: int = 0
+) -> bool:
+    """Whether the rows of up to `most` items of each set, from all of it, are what the network makes of them now.
+
+    Not asked where draws are random. Other turns ask other items.
+    """
+    for task in cached.tasks:
+        if task.set in sets and (task.set or settings.views == 1):
+            if n_items(task.loader) != task.n:
+                return False
+            items = [(i + turn) % task.n for i in spread(task.n, most)]
+            if not cached.maker.same(task, cached.named[task.name], items, settings.bound):
+                return False
+    return True
 
 
 def _fill(
@@ -154,50 +118,86 @@ def _fill(
     for i, dl in loaders.items():
         if i or settings.views == 1:
             check_same_twice(dl, spread(n_items(dl), batch_size(dl)), _SETS[i])
-    check_prepared(learn, first_batch(learn, loaders[0]))
-    inputs = split(learn, first_batch(learn, loaders[0]))[0]
-    cut, apart = _proved_cut(learn, groups, inputs)
-    maker = Maker(learn, learn.model, cut)
-    if settings.fast_fill:
-        with precision(learn):
-            maker = Maker(learn, *fast_copy(learn.model, cut, inputs), fast=True)
-    del inputs  # one batch in memory at a time
-    tasks = _tasks(loaders, {i: layout_of(first_batch(learn, dl), cut) for i, dl in loaders.items()}, cut, settings)
+    few = {i: batch_of(learn, dl, spread(n_items(dl), _FEW)) for i, dl in loaders.items()}
+    check_prepared(learn, few[0])
+    inputs = split(learn, few[0])[0]
+    with precision(learn):
+        cut = find_cut(learn.model, groups, inputs)
+    apart = _proved(learn, groups, cut, inputs)
+    tasks = _tasks(
+        loaders, {i: batch_layout(b, cut, whole=settings.inputs == "keep") for i, b in few.items()}, cut, settings
+    )
     needed, n = sum(t.bytes for t in tasks), sum(n_items(dl) for dl in loaders.values())
     if settings.directory is None and needed > settings.bytes:
         raise Refused(
             f"the cache of {n:,} items after {', '.join(cut.names)} takes {gigabytes(needed)}, more than memory="
             f"{settings.memory:g} GB; name a directory to keep it in, allow more memory, or halve it with dtype=torch.float16"
         )
+    maker = Maker(learn, cut)
     key = None
     if settings.directory is not None:
-        kind = (settings.dtype, settings.views, settings.fast_fill)
+        kind = (settings.dtype, settings.views, settings.inputs)
         key = cache_key(learn, groups, cut, tasks, holds_for[:3], kind, settings.views, settings.data_id)
     named, reused = _tables(maker, tasks, settings, key)
+    apart = max([apart, *(_proved_rows(maker, task, named[task.name], settings) for task in tasks)])
     where = "in memory" if not any(t.on_disk for t in named.values()) else f"in {settings.directory}"
-    report = CacheReport(cut.names, n, needed, where, time.perf_counter() - started, apart, reused)
+    seconds = time.perf_counter() - started
+    report = CacheReport(cut.names, n, needed, where, seconds, apart, reused, settings.inputs == "keep")
     return Cached(cut, maker, tasks, named, holds_for, report)
 
 
-def _proved_cut(learn: Learner, groups: Sequence[LayerGroup], inputs: tuple) -> tuple[Cut, float]:
-    with precision(learn):
-        cut = find_cut(learn.model, groups, inputs)
-    cut, apart = proved(learn.model, cut, inputs, partial(precision, learn))
-    if apart <= _BOUND:
-        return cut, apart
+def _proved(learn: Learner, groups: Sequence[LayerGroup], cut: Cut, inputs: tuple) -> float:
+    """The difference that the cut makes for a few items, in both modes, before anything is filled."""
+    apart = max(prove(learn.model, cut, inputs, training=t, context=precision(learn)) for t in (True, False))
+    if apart <= SHARED_BOUND:
+        return apart
     name = leaking_noise(learn.model, groups, frozen(groups), inputs)
     if name is not None:
         raise Refused(
             f"{name} makes noise inside the frozen layers; set its own dropout to 0, or fit without the cache"
         )
     raise Refused(
-        f"with the output of {', '.join(cut.names)} kept, one batch comes out different (by {apart:.1g} of the largest "
-        "output): something else crosses from the frozen layers to the trained ones. Cut elsewhere (another number of "
+        f"with the output of {', '.join(cut.names)} kept, a batch comes out different (outputs or gradients, by {apart:.1g} "
+        "of the largest): something else crosses from the frozen layers to the trained ones. Cut elsewhere (another number of "
         "frozen groups), or fit without the cache"
     )
 
 
-def _tasks(loaders: dict, layouts: dict[int, Layout], cut: Cut, settings: CacheSettings) -> tuple[Task, ...]:
+def _proved_rows(maker: Maker, task: Task, table: Table, settings: CacheSettings) -> float:
+    """The difference that rows make which were computed in other batches than they are used in.
+
+    One batch of training items from the whole set, and a few of validation, are read and run again.
+
+    Raises:
+        Refused: it is more than rounding: what the frozen part computes of an item depends on the others in its batch.
+    """
+    if task.set == 0 and settings.views > 1:
+        return 0.0  # other draws
+    learn, cut = maker.learn, maker.cut
+    # From the whole set, backwards: rows that are in the order of the items would be in another one.
+    items = spread(task.n, _FEW if task.set else batch_size(task.loader))[::-1]
+    rows = table.take(torch.tensor(items))
+    device = _device(learn)
+    features = [f.whole(r.to(device, f.dtype), len(items)) for f, r in zip(cut.forms, rows, strict=False)]
+    inputs = split(learn, batch_of(learn, task.loader, items))[0]
+    apart = prove(learn.model, cut, inputs, features, training=task.set == 0, context=precision(learn))
+    if task.set == 0:
+        few, parts = tree_map(lambda t: t[:_FEW], inputs), [f.rows(t) for f, t in zip(cut.forms, features, strict=True)]
+        parts = [
+            f.whole(r if f.item_dim is None else r[:_FEW], min(_FEW, len(items)))
+            for f, r in zip(cut.forms, parts, strict=True)
+        ]
+        apart = max(apart, prove(learn.model, cut, few, parts, training=False, context=precision(learn)))
+    if not apart <= settings.bound:
+        raise Refused(
+            f"items of other batches come out different with the output of {', '.join(cut.names)} kept (by {apart:.1g} of the "
+            "largest output or gradient): what the frozen layers compute of an item depends on the other items in its batch. "
+            "Cut elsewhere (another number of frozen groups), or fit without the cache"
+        )
+    return apart
+
+
+def _tasks(loaders: dict, layouts: dict[int, BatchLayout], cut: Cut, settings: CacheSettings) -> tuple[Task, ...]:
     return tuple(
         Task(f"{_SETS[i]}{view}", i, dl, columns_of(cut, layouts[i], settings.dtype), layouts[i])
         for i, dl in loaders.items()
@@ -205,7 +205,9 @@ def _tasks(loaders: dict, layouts: dict[int, Layout], cut: Cut, settings: CacheS
     )
 
 
-def _tables(maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: str | None) -> tuple[dict, bool]:
+def _tables(
+    maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: str | None
+) -> tuple[dict[str, Table], bool]:
     """The tables by name, and whether an earlier run had filled them."""
     where = "in memory" if key is None else f"in {settings.directory}"
 
@@ -216,7 +218,7 @@ def _tables(maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: s
             _seed(f"{key} {task.name}")
         return maker.rows(task, f"caching {what}: {gigabytes(task.bytes)} {where}", watch)
 
-    if key is None:
+    if key is None or settings.directory is None:
         return {t.name: in_memory(t.columns, t.n, rows(t)) for t in tasks}, False
     folder = Folder(settings.directory, key)
     while True:
@@ -228,7 +230,7 @@ def _tables(maker: Maker, tasks: Sequence[Task], settings: CacheSettings, key: s
                 for task in tasks:
                     writer.table(task.name, task.columns, task.n, rows(task))
         if writer is not None:
-            return folder.tables(settings.bytes), False
+            return folder.tables(settings.bytes) or {}, False
 
 
 def _seed(text: str) -> None:
@@ -246,14 +248,13 @@ def _kept(folder: Folder, maker: Maker, tasks: Sequence[Task], settings: CacheSe
     except Damaged as e:
         warnings.warn(f"{e}; the cache is filled again", stacklevel=2)
         return None
-    if named is None or (named.keys() == {t.name for t in tasks} and _right(maker, tasks, named, settings)):
+    if named is None or (named.keys() == {t.name for t in tasks} and _fresh(maker, tasks, named, settings)):
         return named
     warnings.warn(f"{folder.path} holds other features than the network makes now; it is filled again", stacklevel=2)
     return None
 
 
-def _right(maker: Maker, tasks: Sequence[Task], named: dict, settings: CacheSettings, most: int | None = None) -> bool:
-    """Whether rows are what the network makes of the first batch, or of its first items; not asked where draws are random."""
+def _fresh(maker: Maker, tasks: Sequence[Task], named: dict, settings: CacheSettings) -> bool:
+    """Whether the rows of the first batch of each set are what the network makes of it; not asked where draws are random."""
     asked = [t for t in tasks if t.set or settings.views == 1]
-    batches = {t.set: first_batch(maker.learn, t.loader, most) for t in asked}
-    return all(maker.same(t, named[t.name], batches[t.set], settings.bound) for t in asked)
+    return all(maker.same(t, named[t.name], range(min(t.n, batch_size(t.loader))), settings.bound) for t in asked)

@@ -11,9 +11,9 @@ import builtins
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import MethodType
 
 import torch
 from fastai.callback.core import Callback
@@ -23,12 +23,12 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import nn
 
+from ..cache.code import installed
+from ..cache.identity import Walk, identity, parts_of_network
 from ..callbacks import FrozenEval
 from ..groups import LayerGroup
-from .code import _installed
-from .cut import Cut, Refused
-from .identity import Walk, identity, parts_of_network
-from .loader import batch_size, in_order, spread
+from ..prefix import Cut, Refused
+from .loaders import batch_size, in_order, spread
 from .rows import Task, split
 
 _SAMPLE = 32  # items whose looks count
@@ -133,7 +133,7 @@ def files_opened() -> Iterator[list[str]]:
     """The files, by real path, that Python opens to read meanwhile, but for those of installed packages."""
     found: dict[str, None] = {}
 
-    def watched(real: FunctionType):
+    def watched(real: Callable):
         def opening(file, mode="r", *args, **kwargs):
             if isinstance(file, str | bytes | os.PathLike) and not (isinstance(mode, str) and set("wax") & set(mode)):
                 found[os.path.realpath(os.fsdecode(file))] = None
@@ -148,4 +148,4 @@ def files_opened() -> Iterator[list[str]]:
         yield listed
     finally:
         builtins.open, io.open = before
-        listed += [p for p in found if os.path.isfile(p) and not p.startswith(_SYSTEM) and not _installed(p)]
+        listed += [p for p in found if os.path.isfile(p) and not p.startswith(_SYSTEM) and not installed(p)]

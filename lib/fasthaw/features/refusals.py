@@ -10,15 +10,14 @@ from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..callbacks import FrozenEval, arguments_of_call, prepares
 from ..modules import unwrap
-from ..outside.torch import is_compiled, tree_flatten
+from ..outside.torch import is_compiled, tree_flatten, tree_leaves
+from ..prefix import Refused
 from ..randomness import random_state, set_random_state
-from .cut import Refused
 from .draws import Drawn, is_random, transforms, watched
-from .loader import in_order
+from .loaders import in_order
 
 _WAYS = "use views=k to cache k random draws of every item, one an epoch in turn, or fit without the cache"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +11,19 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastprogress.fastprogress import progress_bar
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
-from .cut import Cut, Refused
+from ..cache import Column, Table, size
+from ..outside.fastai import to_device
+from ..outside.torch import tree_map
+from ..prefix import Cut, Refused, collect, gap
 from .draws import watched
-from .fold import channels_last
-from .loader import Layout, batch_size, in_order, n_items, plain
-from .manifest import Column
-from .playback import collect, gap
+from .loaders import BatchLayout, batch_size, in_order, n_items, plain
 from .refusals import all_the_same
-from .store import Table, size
+
+SHARED_BOUND = (
+    1e-5  # a larger difference, as a share of the largest number, is another computation and not another rounding
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Task:
     set: int
     loader: object
     columns: tuple[Column, ...]
-    layout: Layout
+    layout: BatchLayout
 
     @property
     def n(self) -> int:
@@ -47,12 +49,10 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Maker:
-    """Makes rows with `model`, which is the learner's or a faster copy, at the cut on its modules."""
+    """Makes rows with the learner's network, at the cut."""
 
     learn: Learner
-    model: nn.Module
     cut: Cut
-    fast: bool = False
 
     def row(self, task: Task, batch) -> list[Tensor]:
         """The rows of one batch, in the columns of `task`.
@@ -60,10 +60,9 @@ class Maker:
         Raises:
             Refused: they do not fit.
         """
-        batch = self.learn._set_device(batch)
-        inputs = split(self.learn, batch)[0]
-        with precision(self.learn, self.fast):
-            features = collect(self.model, self.cut, channels_last(inputs) if self.fast else inputs)
+        batch = to_device(self.learn, batch)
+        with precision(self.learn):
+            features = collect(self.learn.model, self.cut, split(self.learn, batch)[0])
         parts = [*(form.rows(t) for form, t in zip(self.cut.forms, features, strict=True)), *task.layout.rows(batch)]
         if any(t.shape[1:] != column.shape for column, t in zip(task.columns, parts, strict=True)):
             raise Refused(
@@ -81,22 +80,31 @@ class Maker:
         # A short last training batch would meet other kernels than a full one, and differ in the last bits.
         short = 0 if task.set else -task.n % batch_size(task.loader)
         items, done = [*range(task.n), *(i % task.n for i in range(short))], 0
+        shared: list[Tensor] = []  # rows that all batches share
         loader = in_order(task.loader, items)
         with nullcontext() if watch is None else all_the_same(watch):
             for batch in self._with_bar(loader if watch is None else watched(loader), text):
                 some = self.row(task, batch)
                 done += len(some[-1])
+                same = [t for t, column in zip(some, task.columns, strict=True) if not column.per_item]
+                shared = shared or same
+                if any(gap(a, b) > SHARED_BOUND for a, b in zip(shared, same, strict=True)):
+                    raise Refused(
+                        f"the frozen part ({', '.join(self.cut.names)}) mixes the items of a batch: a tensor without a "
+                        "dimension for items differs between batches; fit without the cache"
+                    )
                 yield some
         if done != len(items):
             raise Refused(f"the loader leaves out {len(items) - done:,} of {len(items):,} items; fit without the cache")
 
-    def same(self, task: Task, table: Table, batch, bound: float) -> bool:
-        """Whether the first rows of `table` are those of `batch`, its first items."""
-        fresh = self.row(task, batch)
+    def same(self, task: Task, table: Table, items: Sequence[int], bound: float) -> bool:
+        """Whether the rows of these items in `table` are what the network makes of them now."""
         if (table.columns, table.n) != (task.columns, task.n):
             return False
-        kept = table.take(torch.arange(len(fresh[-1])))
-        return all(gap(a, b) <= bound for a, b in zip(fresh, kept, strict=True))
+        fresh, kept = self.row(task, batch_of(self.learn, task.loader, items)), table.take(torch.tensor(list(items)))
+        n = len(self.cut.forms)
+        features = all(gap(a, b) <= bound for a, b in zip(kept[:n], fresh[:n], strict=True))
+        return features and all(gap(a, b) == 0 for a, b in zip(kept[n:], fresh[n:], strict=True))
 
     def _with_bar(self, loader, text: str):
         shown = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressCallback)), None)
@@ -107,7 +115,7 @@ class Maker:
         return bar
 
 
-def columns_of(cut: Cut, layout: Layout, dtype: torch.dtype | None) -> tuple[Column, ...]:
+def columns_of(cut: Cut, layout: BatchLayout, dtype: torch.dtype | None) -> tuple[Column, ...]:
     """The columns of a table: the live tensors, in `dtype` where one is asked for, then what is kept of a batch."""
     features = [
         Column((f.width,), (dtype or f.dtype) if f.dtype.is_floating_point else f.dtype, f.item_dim is not None)
@@ -122,21 +130,24 @@ def split(learn: Learner, batch: Sequence) -> tuple[tuple, tuple]:
     return tree_map(plain, tuple(batch[:i])), tuple(batch[i:])
 
 
-def first(dl, most: int | None = None) -> range:
-    """The first items of `dl`: a batch, or at most so many."""
-    return range(min(most or batch_size(dl), batch_size(dl), n_items(dl)))
+def batch_of(learn: Learner, dl, items: Sequence[int]):
+    """One batch of these items, on the device of the network.
+
+    Raises:
+        Refused: they do not make one.
+    """
+    items = list(items)
+    try:
+        batch = next(iter(in_order(dl, items, bs=len(items), num_workers=0)))
+    except RuntimeError as e:
+        raise Refused(
+            f"items from the whole set do not fit in one batch ({str(e).strip().splitlines()[0]}); a cache needs one shape "
+            "for all. Resize or pad them alike, or fit without the cache"
+        ) from e
+    return to_device(learn, batch)
 
 
-def first_batch(learn: Learner, dl, most: int | None = None):
-    """The batch of those items, on the device of the network."""
-    return learn._set_device(next(iter(in_order(dl, first(dl, most), num_workers=0))))
-
-
-def precision(learn: Learner, fast: bool = False):
-    """What the learner's forward runs in: autocast under mixed precision; a fast fill on an accelerator asks for it too."""
+def precision(learn: Learner) -> AbstractContextManager:
+    """What the learner's forward runs in: autocast under mixed precision."""
     mixed = next((cb for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
-    if mixed is not None:
-        return mixed.autocast
-    if fast and next(learn.model.parameters()).is_cuda:
-        return torch.autocast("cuda", torch.float16)
-    return nullcontext()
+    return nullcontext() if mixed is None else mixed.autocast

@@ -27,7 +27,7 @@ from ..checkpoint import (
     save,
     snapshot,
 )
-from ..features import CachedFeatures, cached_features
+from ..features import cache_of, cached_features
 from ..freezing import FreezeContract, train_only
 from ..groups import UNLISTED, LayerGroup
 from ..modules import unwrap
@@ -376,7 +376,7 @@ def _callbacks(
 
 def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
     """What the stage asks for; within a `cached_features` of the user's that one goes on."""
-    if not stage.cache or any(isinstance(cb, CachedFeatures) for cb in learn.cbs):
+    if not stage.cache or cache_of(learn) is not None:
         return nullcontext()
     return cached_features(learn, required=stage.cache is True)
 

@@ -67,23 +67,6 @@ def run_batch(learn: Learner) -> None:
     type(learn)._do_one_batch(learn)
 
 
-def dispatches_as_fastai(learn: Learner) -> bool:
-    """Whether the learner's class calls its callbacks in fastai's own way."""
-    own = (type(learn)._call_one, type(learn)._with_events)
-    return own == (Learner._call_one, Learner._with_events)
-
-
-def dispatch_by(learn: Learner, call: Callable, around: Callable) -> None:
-    """Let `call(event)` and `around(f, event, exception, final)` stand in for the methods that fire events, in place."""
-    learn._call_one, learn._with_events = call, around
-
-
-def dispatch_again(learn: Learner) -> None:
-    """Undo `dispatch_by`."""
-    for name in ("_call_one", "_with_events"):
-        vars(learn).pop(name, None)
-
-
 def trains_together(learn: Learner) -> bool:
     """Whether a fit of `learn` is one of several processes: within fastai's `distrib_ctx`, or wrapped by hand."""
     module = sys.modules.get("fastai.distributed")

@@ -20,6 +20,9 @@ from torch.nn.modules.dropout import _DropoutNd as DropoutNd
 # What a lazy layer holds before its first batch has given it a shape. torch's stubs do not name the mixin.
 from torch.nn.parameter import UninitializedTensorMixin as Uninitialized  # type: ignore[attr-defined]
 
+# Sees every operation on every tensor while it is entered, below autograd: `no_grad` and `detach` hide nothing from it.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
 # Tensors that are made of other tensors (float8, quantised by torchao): `__tensor_flatten__` tells which.
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
@@ -59,13 +62,17 @@ __all__ = [
     "fused_adamw_step",
     "fused_adam_step",
     "fused_sgd_step",
-    "leaf_of",
+    "TorchDispatchMode",
+    "wrapper_of",
+    "no_function_of_its_own",
+    "in_backward",
+    "written_times",
+    "written_arguments",
     "is_wrapper",
     "keeps_more_than_tensors",
     "saved_state",
     "sparse_parts",
     "versions_of",
-    "writes_to_shared_memory",
 ]
 
 
@@ -157,17 +164,32 @@ fused_adam_step = torch._fused_adam_
 fused_sgd_step = torch._fused_sgd_
 
 
-def leaf_of(node: torch.autograd.graph.Node) -> Tensor | None:
-    """The tensor whose gradient this node of a graph adds up; None for a node that computes something.
-
-    A graph ends in such nodes, and nothing public leads from one to its tensor.
-    """
-    return node.variable if type(node).__name__ == "AccumulateGrad" else None  # type: ignore[attr-defined]
+# What a tensor class of its own kind sets as `__torch_function__` so that its operations reach `__torch_dispatch__` alone.
+no_function_of_its_own = torch._C._disabled_torch_function_impl
 
 
-def writes_to_shared_memory(error: Exception) -> bool:
-    """Whether torch refused to write into an expanded tensor: it has no class of error for that."""
-    return "single memory location" in str(error)
+def wrapper_of(kind: type[Tensor], shape: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a class with a `__torch_dispatch__` of its own, without numbers, in the shape and layout of `shape`."""
+    return Tensor._make_wrapper_subclass(
+        kind, shape.size(), strides=shape.stride(), dtype=shape.dtype, device=device, requires_grad=False
+    )
+
+
+def written_times(t: Tensor) -> int:
+    """How often a tensor, or another one on its memory, was written into in place; 0 where torch does not count."""
+    return 0 if t.is_inference() else t._version
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread: gradient checkpointing runs forwards in it."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def written_arguments(func, args: tuple, kwargs: dict) -> list:
+    """The arguments that an operation writes into, by its schema."""
+    schema = func._schema.arguments
+    named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(schema)]
+    return [value for a, value in named if a.alias_info is not None and a.alias_info.is_write and value is not None]
 
 
 def keeps_more_than_tensors(module: nn.Module) -> bool:

@@ -1,8 +1,8 @@
-"""Where rows live: tensors in memory, or a folder of `.npy` files on disk, named by a key.
+"""A folder of `.npy` files on disk, named by a key.
 
-A folder is written under another name and renamed when its manifest, with the size and the digest of every file, is on disk.
-What a killed or failed run leaves behind is therefore never looked at, and is removed by a later one. Of several runs that
-want one key at the same time one fills, and the others wait and read what it made.
+It is written under another name and renamed when its manifest, with the size and the digest of every file, is on disk. What a
+killed or failed run leaves behind is therefore never looked at, and is removed by a later one. Of several runs that want one
+key at the same time one fills, and the others wait and read what it made.
 """
 
 from __future__ import annotations
@@ -13,114 +13,21 @@ import os
 import shutil
 import uuid
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import places
+from . import directory as places
 from .manifest import DTYPES, Column, Damaged, Entry, File, decoded, encoded, file_name
+from .stored_rows import FileRows, OpenFile, Table, gigabytes
 
 _CHUNK = 1 << 22
 _ELSEWHERE = "name a directory that can be written to, or leave it out to keep the cache in memory"
-
-
-@dataclass(frozen=True, eq=False)
-class FileRows:
-    """Rows that are read from a `.npy` file as they are asked for.
-
-    Mapping the file would be shorter, but the kernel maps up to megabytes around a row and counts them as ours.
-    """
-
-    file: OpenFile
-    offset: int
-    column: Column
-
-    def take(self, items: Tensor) -> Tensor:
-        """The rows of these items, in their order."""
-        rows = torch.empty((len(items), self.column.bytes), dtype=torch.uint8)
-        for row, i in zip(rows.numpy(), items.tolist(), strict=True):
-            self.file.read_into(row, self.offset + i * self.column.bytes)
-        return rows.view(self.column.dtype).reshape(len(items), *self.column.shape)
-
-
-class OpenFile:
-    """A file of a finished cache, which nobody removes while this lives; a copy of it opens the file anew."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, places.lock(path.parent / places.MARKER, shared=True, wait=True)
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self._fd)
-
-    def __reduce__(self) -> tuple:
-        return OpenFile, (self.path,)
-
-    def read_into(self, row: np.ndarray, offset: int) -> None:
-        """Fill `row` with the bytes from `offset` on."""
-        at = 0
-        while at < len(row):
-            read = self._read(row[at:], offset + at)
-            if not read:
-                raise OSError(f"{self.path} ends before byte {offset + len(row)}; it was cut while it was in use")
-            at += read
-
-    def _read(self, row: np.ndarray, offset: int) -> int:
-        if hasattr(
-            os, "preadv"
-        ):  # straight into place: a copy on the way would scatter the memory that rows are made in
-            return os.preadv(self._fd, [row], offset)
-        with open(self.path, "rb", buffering=0) as f:  # Windows
-            f.seek(offset)
-            return f.readinto(row)
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Rows of several columns, each in memory or in a file."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Tensor | FileRows, ...]
-    n: int
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether rows are read from files."""
-        return any(isinstance(r, FileRows) for r in self.rows)
-
-    def take(self, items: Tensor) -> list[Tensor]:
-        """The rows of these items, copied, in their order; of a column that all items share its one row."""
-        one = torch.zeros(1, dtype=torch.int64)
-        asked = [items if c.per_item else one for c in self.columns]
-        return [
-            r.take(i) if isinstance(r, FileRows) else r.index_select(0, i)
-            for i, r in zip(asked, self.rows, strict=True)
-        ]
-
-
-def size(columns: Iterable[Column], n: int) -> int:
-    """The bytes of a table of `n` rows."""
-    return sum(c.bytes * (n if c.per_item else 1) for c in columns)
-
-
-def in_memory(columns: Sequence[Column], n: int, batches: Iterable[Sequence[Tensor]]) -> Table:
-    """A table of the rows that `batches` holds, as many as `n`."""
-    rows = tuple(torch.empty((n if c.per_item else 1, *c.shape), dtype=c.dtype) for c in columns)
-    at = 0
-    for batch in batches:
-        some = 0
-        for column, row, t in zip(columns, rows, batch, strict=True):
-            if column.per_item:
-                some = min(len(t), n - at)
-                row[at : at + some] = t[:some]
-            elif at == 0:
-                row.copy_(t)
-        at += some
-    return Table(tuple(columns), rows, n)
+_LESS = "name a directory with more room, or halve it with dtype=torch.float16"
 
 
 class Folder:
@@ -144,7 +51,7 @@ class Folder:
             if self._seen is None:
                 return None
             # While it is read nobody removes it.
-            held = places.lock(self.path / places.MARKER, shared=True, wait=True)
+            held = places.wait_for(self.path / places.MARKER, shared=True)
             try:
                 return self._tables(memory)
             except FileNotFoundError as e:
@@ -247,7 +154,7 @@ class Folder:
                     return self._made(needed)
         warnings.warn(f"another run is filling {self.path}; this one waits for it", stacklevel=2)
         with suppress(FileNotFoundError):  # it has ended just now
-            places.lock(other / places.MARKER, shared=True, wait=True).release()
+            places.wait_for(other / places.MARKER, shared=True).release()
         return None
 
     def _check_replaceable(self) -> None:
@@ -356,7 +263,7 @@ class _NpyFile:
     def write(self, t: Tensor) -> None:
         t = t[: self._left].contiguous().view(self._bits).cpu()
         self._left -= len(t)
-        _Tee(self._file, self._hash).write(memoryview(t.numpy()).cast("B"))
+        _Tee(self._file, self._hash).write(t.numpy().data.cast("B"))
 
     def flush(self) -> None:
         self._file.flush()
@@ -381,18 +288,6 @@ class _Tee:
     def write(self, data) -> None:
         self._file.write(data)
         self._digest.update(data)
-
-
-_LESS = "name a directory with more room, or halve it with dtype=torch.float16"
-
-
-def gigabytes(n: int) -> str:
-    """Bytes as text.
-
-    >>> gigabytes(12_345_678)
-    '12.3 MB'
-    """
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def _bits(dtype: torch.dtype) -> torch.dtype:

@@ -18,7 +18,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows: no locks, so nothing of another run's is ever waited for or removed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 MARKER = "fasthaw-cache"
 _MARK = b"Features that fasthaw cached. May be deleted as a whole while no run uses it.\n"
@@ -134,10 +134,18 @@ def lock(path: Path, *, shared: bool = False, wait: bool = False, make: bool = F
     return Lock(fd, real=True)
 
 
+def wait_for(path: Path, *, shared: bool = False, make: bool = False) -> Lock:
+    """As `lock`, once nobody else has it."""
+    held = lock(path, shared=shared, wait=True, make=make)
+    if held is None:
+        raise OSError(f"the lock {path} did not come")
+    return held
+
+
 @contextmanager
 def alone(directory: Path) -> Iterator[Lock]:
     """No other run makes, renames or removes folders in `directory` meanwhile: for moments, not for a fill."""
-    held = lock(directory / _MUTEX, wait=True, make=True)
+    held = wait_for(directory / _MUTEX, make=True)
     try:
         yield held
     finally:
@@ -146,7 +154,7 @@ def alone(directory: Path) -> Iterator[Lock]:
 
 def mark(folder: Path) -> Lock:
     """Put the marker into a folder that was made just now, and hold its lock."""
-    held = lock(folder / MARKER, make=True)
+    held = wait_for(folder / MARKER, make=True)  # nobody else knows it yet
     with open(folder / MARKER, "wb") as f:
         f.write(_MARK)
     return held

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Form:
+class ItemLayout:
     """A tensor whose size along dimension `d` is `fixed[d] + each[d] * n` for `n` items, in memory from `order[0]` out."""
 
     fixed: tuple[int, ...]
@@ -50,9 +50,9 @@ class Form:
         n = 1 if d is None else t.shape[d] // self.each[d]
         return t.permute(self._row_order()).reshape(n, -1)
 
-    def whole(self, rows: Tensor) -> Tensor:
-        """What `rows` took apart, in the memory layout it had."""
-        shape, order = self.shape(len(rows)), self._row_order()
+    def whole(self, rows: Tensor, n: int | None = None) -> Tensor:
+        """What `rows` took apart, in the memory layout it had; `n` items, where the tensor is the same for any batch."""
+        shape, order = self.shape(len(rows) if n is None else n), self._row_order()
         t = rows.reshape([shape[d] for d in order]).permute(sorted(range(len(order)), key=order.__getitem__))
         return (
             t
@@ -65,10 +65,10 @@ class Form:
         return (*first, *(d for d in self.order if d not in first))
 
 
-def form_of(two: Tensor, three: Tensor) -> Form:
-    """The form of a tensor that is `two` for two items and `three` for three."""
+def layout_of(two: Tensor, three: Tensor) -> ItemLayout:
+    """The layout of a tensor that is `two` for two items and `three` for three."""
     each = tuple(b - a for a, b in zip(two.shape, three.shape, strict=True))
     fixed = tuple(a - 2 * e for a, e in zip(two.shape, each, strict=True))
-    dims = range(three.dim())
-    order = tuple(dims) if three.is_contiguous() else tuple(sorted(dims, key=lambda d: -three.stride(d)))
-    return Form(fixed, each, order, three.dtype)
+    dims, strides = range(three.dim()), three.stride()
+    order = tuple(dims) if three.is_contiguous() else tuple(sorted(dims, key=lambda d: -strides[d]))
+    return ItemLayout(fixed, each, order, three.dtype)

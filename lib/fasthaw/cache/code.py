@@ -117,7 +117,7 @@ def library(name: str | None) -> tuple | None:
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
         return (Word("python"),) if top in sys.stdlib_module_names or top in sys.builtin_module_names else None
-    if top != __name__.partition(".")[0] and not _installed(os.path.abspath(file)):
+    if top != __name__.partition(".")[0] and not installed(os.path.abspath(file)):
         return None
     if top in sys.stdlib_module_names:
         return (Word("python"),)
@@ -137,7 +137,8 @@ def _version(top: str) -> str | None:
 
 
 @cache
-def _installed(file: str) -> bool:
+def installed(file: str) -> bool:
+    """Whether a file is Python's own, or was put there by an installer."""
     paths = {sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")}
     parts = file.split(os.sep)
     return "site-packages" in parts or "dist-packages" in parts or any(file.startswith(p + os.sep) for p in paths if p)

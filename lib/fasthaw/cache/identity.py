@@ -126,7 +126,7 @@ class Walk:
 
     def _array(self, a: np.ndarray) -> None:
         self._add(b"n", f"{a.dtype.str} {a.shape}".encode())
-        self._add(b"m", memoryview(np.ascontiguousarray(a).reshape(-1).view(np.uint8)))
+        self._add(b"m", np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
 
     def _alone(self, value) -> str:
         walk = Walk()
@@ -237,13 +237,14 @@ def _parts_of_tensor(value: Tensor) -> tuple:
     if t.is_quantized:
         return t.int_repr(), t.dequantize()
     t = t.resolve_conj().resolve_neg().cpu().contiguous()
-    return str(t.dtype), tuple(t.shape), memoryview(t.reshape(-1).view(torch.uint8).numpy())
+    return str(t.dtype), tuple(t.shape), t.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _parts_of_table(value: pd.DataFrame | pd.Series | pd.Index) -> tuple:
     if isinstance(value, pd.DataFrame):
         return (list(value.columns), value.index, *(value.iloc[:, i] for i in range(value.shape[1])))
     kind, name = Word(value.dtype), value.name
+    held: tuple
     if isinstance(value.dtype, pd.CategoricalDtype):
         held = (
             (value.cat.codes, value.cat.categories) if isinstance(value, pd.Series) else (value.codes, value.categories)
@@ -366,7 +367,7 @@ def _without_draws(value, attributes: dict) -> dict:
     drawn, given = set(), set()
     for c in type(value).__mro__:
         if "__init__" in vars(c):
-            given |= set(signature(c.__init__).parameters)
+            given |= set(signature(vars(c)["__init__"]).parameters)
         for name, f in vars(c).items():
             if isinstance(f, FunctionType) and name not in made:
                 drawn |= {i.argval for i in dis.get_instructions(f.__code__) if i.opname == "STORE_ATTR"}

@@ -5,6 +5,7 @@ What a loader does besides reading items stays its own: it orders, shuffles, wei
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,18 +13,17 @@ import torch
 from fastai.data.load import DataLoader
 from torch import Tensor
 from torch.utils import data as torch_data
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..cache import Column, Table
+from ..outside.torch import TreeSpec, tree_flatten, tree_unflatten, written_times
+from ..prefix import Cut, Placeholder, Refused, Replay, instead_of
+from ..prefix.placeholder import Stands
 from ..undo import as_it_is
-from .cut import Cut, Refused
-from .manifest import Column
-from .playback import Playback, zeros_like
-from .store import Table
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a batch is made: for each leaf an item of it, and whether its values are kept or replaced by zeros."""
+class BatchLayout:
+    """How a batch is made: for each leaf an item of it, and whether its values are kept or only its shape."""
 
     spec: TreeSpec
     items: tuple[Tensor, ...]
@@ -54,11 +54,11 @@ class Layout:
         return [plain(t) for t, keep in zip(leaves, self.kept, strict=True) if keep]
 
 
-def layout_of(batch, cut: Cut) -> Layout:
-    """The layout of batches like this one: targets are kept, and inputs as far as the network reads them past the cut."""
+def batch_layout(batch, cut: Cut, *, whole: bool = False) -> BatchLayout:
+    """The layout of batches like this one: targets are kept, inputs if `whole` or if the network reads them past the cut."""
     leaves = _leaves(batch)
-    kept = tuple(i >= cut.n_inputs or i in cut.inputs for i in range(len(leaves)))
-    return Layout(tree_flatten(batch)[1], tuple(t[:1].clone() for t in leaves), kept)
+    kept = tuple(whole or i >= cut.n_inputs or i in cut.inputs for i in range(len(leaves)))
+    return BatchLayout(tree_flatten(batch)[1], tuple(t[:1].clone() for t in leaves), kept)
 
 
 def plain(t: Tensor) -> Tensor:
@@ -117,14 +117,35 @@ def check_loader(dl) -> None:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One batch that was served: its inputs, and how often each had been written into."""
+
+    inputs: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    def is_what_came(self, leaves: Sequence) -> bool:
+        """Whether these are the inputs as they were served: the same memory, shapes and numbers."""
+        return len(leaves) == len(self.inputs) and all(map(_same, leaves, self.inputs, self.versions))
+
+
+def _same(t, served: Tensor, version: int) -> bool:
+    if isinstance(served, Placeholder) or isinstance(t, Placeholder) or not isinstance(t, Tensor):
+        return t is served
+    at = (t.data_ptr(), t.shape, t.stride(), t.dtype)
+    return at == (served.data_ptr(), served.shape, served.stride(), served.dtype) and written_times(t) == version
+
+
 class CachedLoader:
     """Yields the batches of `source` from the rows of `tables`, the one whose `turn` it is."""
 
-    def __init__(self, source, tables: Sequence[Table], layout: Layout, cut: Cut, play: Playback, device) -> None:
+    def __init__(self, source, tables: Sequence[Table], layout: BatchLayout, cut: Cut, replay: Replay, device) -> None:
         self.source, self.turn, self._tables = source, 0, tables
-        self._layout, self._forms, self._play, self._device = layout, cut.forms, play, device
-        self._blank = [zeros_like(plain(t), cut) for t in layout.items]
-        self._solid = cut.solid
+        self._layout, self._forms, self._replay, self._device = layout, cut.forms, replay, device
+        self._n_inputs = cut.n_inputs
+        self._stands = [Stands(f"input {i} of the batch", replay.gate) for i in range(len(layout.items))]
+        self._like = [plain(t).to(device) for t in layout.items]
+        self.served: Served | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -144,33 +165,48 @@ class CachedLoader:
     def _batch(self, table: Table, items: Tensor):
         rows, n = table.take(items), len(items)
         features = [
-            form.whole(r.to(self._device, form.dtype, non_blocking=True))
+            form.whole(r.to(self._device, form.dtype, non_blocking=True), n)
             for form, r in zip(self._forms, rows, strict=False)
         ]
         kept = iter(rows[len(self._forms) :])
-        leaves = []
-        for one, blank, keep in zip(self._layout.items, self._blank, self._layout.kept, strict=True):
-            t = next(kept).to(self._device, non_blocking=True) if keep else blank.expand(n, *blank.shape[1:])
-            t = t.clone() if self._solid and not keep else t
+        leaves: list[Tensor] = []
+        for i, (one, keep) in enumerate(zip(self._layout.items, self._layout.kept, strict=True)):
+            if not keep:
+                leaves.append(instead_of(self._like[i], n, self._stands[i]))
+                continue
+            t = next(kept).to(self._device, non_blocking=True)
             leaves.append(t if type(one) is Tensor else t.as_subclass(type(one)))
-        self._play.set(features, n, leaves[0])
+        inputs = tuple(leaves[: self._n_inputs])
+        self.served = Served(inputs, tuple(0 if isinstance(t, Placeholder) else written_times(t) for t in inputs))
+        self._replay.set(features, n)
         return tree_unflatten(leaves, self._layout.spec)
 
 
 def _batches_of_items(dl) -> Iterator[Tensor]:
     """The positions that make each batch of `dl`, with every random draw that `dl` itself would make."""
     if not isinstance(dl, DataLoader):
-        alike = torch_data.DataLoader(
-            range(len(dl.dataset)), batch_sampler=dl.batch_sampler, collate_fn=torch.tensor, generator=dl.generator
-        )
-        yield from alike
+        yield from _batches_of_torch(dl)
         return
     dl.randomize()
     dl.before_iter()
     items = dl.get_idxs()
     # Behind each fastai loader is one of torch's, which draws a seed for its workers at the start of an epoch.
-    iter(torch_data.DataLoader(range(1)))
+    torch.empty((), dtype=torch.int64).random_()
     for some in torch.tensor(items).split(dl.bs):
         if len(some) == dl.bs or not dl.drop_last:
             yield some
     dl.after_iter()
+
+
+_started: weakref.WeakSet = weakref.WeakSet()  # torch's loaders whose workers would be running
+
+
+def _batches_of_torch(dl: torch_data.DataLoader) -> Iterator[Tensor]:
+    # Workers that persist draw their seed once, when they start; others in every epoch.
+    running = dl in _started or vars(dl).get("_iterator") is not None
+    if not (dl.persistent_workers and running):
+        torch.empty((), dtype=torch.int64).random_(generator=dl.generator)
+    if dl.persistent_workers:
+        _started.add(dl)
+    for some in dl.batch_sampler or ():
+        yield torch.tensor(list(some))
