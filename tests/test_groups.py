@@ -51,6 +51,13 @@ def test_parameters_have_the_names_of_the_model_and_are_in_one_group():
     assert all(model.get_parameter(n) is p for g in groups for n, p in g.named_params())
 
 
+def test_a_buffer_of_what_spans_groups_is_in_the_earliest_of_them():
+    net = Net()
+    net.register_buffer("mean", torch.zeros(3))
+    first, *_, last = divided(net, "fc")
+    assert "mean" in dict(first.named_buffers()) and "mean" not in dict(last.named_buffers())
+
+
 def test_buffers_and_norm_parameters_are_told_apart():
     group = divided(Net(), "fc")[0]
     assert [n for n, _ in group.named_buffers()] == [
