@@ -8,6 +8,7 @@ from torch import nn
 
 from fasthaw import FreezeContract, changed, fingerprints, frozen, split_at, train_only
 from fasthaw.freezing import fix_affine, held, hold, leaking_noise, makes_noise, release, selected
+from fasthaw.freezing.flags import few
 from fasthaw.freezing.modes import held_modules
 from fasthaw.groups import groups_of_lists
 from networks import lstm, residual, vit
@@ -323,6 +324,24 @@ def test_noise_is_looked_for_whatever_the_network_takes(args, kwargs):
     train_only(groups, -2)
     hold(held_modules(groups, FreezeContract(), frozen(groups)))
     assert leaking_noise(net, groups, frozen(groups), args, kwargs) == "drops"
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "lengths"),
+    [
+        ((torch.ones(6, 4), torch.ones(6)), {}, [2, 2]),  # labels have one dimension
+        ((torch.ones(6, 4), None, "word"), {"mask": torch.ones(6)}, [2, None, "word", 2]),
+        ((torch.ones(1, 4),), {}, [1]),
+        ((torch.ones(6, 4), torch.tensor(0.5)), {}, [6, 0.5]),  # a number is of no item
+        ((torch.ones(3, 6, 4), torch.ones(6)), {}, [3, 6]),  # nobody knows which of them counts items
+        (("word",), {}, ["word"]),
+    ],
+)
+def test_a_look_takes_two_items_where_all_tensors_are_of_one_length(args, kwargs, lengths):
+    few_args, few_kwargs = few(args, kwargs)
+    assert few_kwargs.keys() == kwargs.keys() and type(few_args) is tuple
+    said = [(len(v) if v.dim() else v.item()) if torch.is_tensor(v) else v for v in (*few_args, *few_kwargs.values())]
+    assert said == lengths
 
 
 def test_the_look_for_noise_stops_where_the_trained_part_begins():
