@@ -316,3 +316,30 @@ def test_no_name_has_two_meanings():
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     ]
     assert {n for n in made if made.count(n) > 1} <= TWICE | ALIKE_INSIDE
+
+
+# Classes
+
+
+def test_attributes_are_born_in_init():
+    """Or, for what a stateful callback drops, in `_init_state`; those of a base class count."""
+    classes = {c.name: c for p in FILES for c in ast.walk(ast.parse(p.read_text())) if isinstance(c, ast.ClassDef)}
+    late = {name: stored(c) - born(c, classes) for name, c in classes.items()}
+    assert not {name: attributes for name, attributes in late.items() if attributes}
+
+
+def born(of: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    functions = [n for n in of.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "_init_state")]
+    declared = {t.id for n in of.body for t in targets(n) if isinstance(t, ast.Name)}
+    above = [born(classes[b.id], classes) for b in of.bases if isinstance(b, ast.Name) and b.id in classes]
+    return declared.union(*map(stored, functions), *above)
+
+
+def targets(node: ast.stmt) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+
+
+def stored(node: ast.AST) -> set[str]:
+    """The attributes of `self` that are written in a class or a function."""
+    written = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    return {n.attr for n in written if isinstance(n.value, ast.Name) and n.value.id == "self"}

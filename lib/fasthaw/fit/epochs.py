@@ -17,6 +17,7 @@ from fastai.torch_core import L
 
 from ..checkpoint import set_generators, snapshot
 from ..outside.fastai import begin_at, begin_at_the_first, only_validates
+from ..together import Processes
 from .carried import StateOfCallbacks
 from .processes import processes_of
 
@@ -32,6 +33,7 @@ class StopAtNonFinite(Callback):
     def __init__(self) -> None:
         self.found, self._at = "", 0
         self._finite: torch.Tensor | None = None
+        self._processes = Processes(several=False)
 
     def before_fit(self) -> None:
         self._finite, self.found = None, ""

@@ -173,7 +173,9 @@ class _Run:
 
     def __init__(self, learn: Learner, plan: Plan, path: Path | None, contract: FreezeContract) -> None:
         self.learn, self.plan, self.path = learn, plan, path
-        self.stage, self.epoch, self.resumed = 0, 0, ""
+        self.stage, self.epoch, self.resumed, self.where = 0, 0, "", ""
+        self.last: dict = {}
+        self.begun = 0.0  # by `time.perf_counter`
         self.records: list[StageRecord] = []
         self.history: list[dict] = []
         self.seconds = 0.0

@@ -54,6 +54,13 @@ class Watch:
         self.rows: list[GroupProof] = []
         self.trained: set[int] = set()
         self.had_state: set[int] = set()
+        self.spans: list[_Span] = []
+        self.params: list[nn.Parameter] = []
+        self.still_params: list[nn.Parameter] = []
+        self.flags: list[bool] = []
+        self.before: dict[str, str] = {}
+        self.named_modules: list[tuple[str, nn.Module]] = []
+        self.modules: list[nn.Module] = []
         self._open()
 
     def look_again(self) -> None:
