@@ -25,7 +25,17 @@ from torch import nn
 from data import loaders
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
 from fasthaw.checkpoint import file as checkpoint_file
-from fasthaw.checkpoint import generators_of, load, only_writer, place_of, put_back, save, snapshot
+from fasthaw.checkpoint import (
+    generators,
+    generators_of,
+    load,
+    only_writer,
+    place_of,
+    put_back,
+    save,
+    set_generators,
+    snapshot,
+)
 from fasthaw.checkpoint.digests import described
 from fasthaw.dropout import insert_dropout
 from fasthaw.fit import fit_plan, lr_find
@@ -617,6 +627,22 @@ def test_data_that_was_moved_is_the_same_and_a_changed_file_is_not(tmp_path):
     (tmp_path / "moved" / "3-3.png").write_text("another image")
     with pytest.raises(ValueError, match=r"its training data has items\.items: \w+, and here \w+"):
         fit_plan(make(dls=of_files(tmp_path / "moved")), PLAN, checkpoint=path)
+
+
+def test_the_states_of_the_learners_gpus_go_along_and_no_others(monkeypatch):
+    """Two GPUs that are not there; the network is on the second."""
+    stands = {0: torch.tensor([1]), 1: torch.tensor([2])}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda d: stands[d.index].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, d: stands.update({d.index: state}))
+    monkeypatch.setattr(generators, "_gpus", lambda learn: [torch.device("cuda", 1)])
+    learn = make()
+    saved = generators_of(learn)
+    stands.update({0: torch.tensor([5]), 1: torch.tensor([6])})
+    set_generators(learn, saved)
+    assert [int(s) for s in stands.values()] == [5, 2]
+    set_generators(learn, {**saved, "cuda": []})  # of a run before CUDA was in use
+    assert [int(s) for s in stands.values()] == [5, 2]
 
 
 def test_looking_reads_no_item_and_draws_no_random_number(tmp_path):
