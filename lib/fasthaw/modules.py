@@ -13,6 +13,9 @@ from .words import wanted
 _TORCH_NORMS = (NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NORM_NAMES = {n for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, _TORCH_NORMS)}
 
+# Where dropout layers keep their rate: torch's, stochastic depth of timm and torchvision, fastai's for embeddings and weights.
+DROPOUT_RATES = ("p", "drop_prob", "embed_p", "weight_p")
+
 
 def parent_name(name: str) -> str:
     """The dotted name of what holds `name`.

@@ -10,7 +10,7 @@ from numbers import Real
 from torch import nn
 
 from ..groups import LayerGroup
-from ..modules import network_of, unwrap
+from ..modules import DROPOUT_RATES, network_of, unwrap
 from ..outside.torch import DropoutNd
 from ..splitters import Splitter, layer_groups
 from ..tables import as_html, as_text, wrapped
@@ -19,7 +19,6 @@ from .activations import attributes_read
 from .layer import InsertedDropout
 from .probabilities import Probability, last_group_of, probabilities
 
-_RATES = ("p", "drop_prob", "embed_p", "weight_p")
 _FLOAT = re.compile(r"(\w+_)?(dropout(_p|_prob|_rate)?|drop_rate)")
 _WHICH = ("all", "inserted", "own")
 
@@ -166,7 +165,7 @@ def _slots(model: nn.Module) -> Iterator[_Slot]:
             numbers = [a for a in held if _FLOAT.fullmatch(a) and _is_number(held[a])]
             yield from (_Slot(name, module, a, "float") for a in numbers if a in attributes_read(module))
         else:
-            yield from (_Slot(name, module, a, kind) for a in _RATES if _is_number(held.get(a)))
+            yield from (_Slot(name, module, a, kind) for a in DROPOUT_RATES if _is_number(held.get(a)))
 
 
 def _drops(module: nn.Module) -> str | None:

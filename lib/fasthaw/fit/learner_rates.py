@@ -9,7 +9,7 @@ from fastai.learner import Learner
 
 from ..callbacks import grouped
 from ..freezing import frozen
-from ..groups import UNLISTED
+from ..groups import UNLISTED, LayerGroup
 from ..pinned import wholly_pinned
 from ..rates import RateLike, as_rate, check_trains, rates_for
 from ..splitters import check_optimizer_groups, layer_groups
@@ -33,12 +33,16 @@ def lrs(learn: Learner, rate: RateLike) -> list[float]:
     """
     wanted(Learner, learn, "lrs takes a fastai Learner and a rate")
     grouped(learn)
-    groups = layer_groups(learn)
-    check_optimizer_groups(learn, groups)
-    groups = tuple(g for g in groups if g.name != UNLISTED)
+    check_optimizer_groups(learn, layer_groups(learn))
+    groups = listed_groups(learn)
     rates = rates_for(as_rate(rate), [not wholly_pinned(g) for g in groups])
     check_trains([g.name for g in groups], [not f for f in frozen(groups)], rates)
     if any(a > b for a, b in pairwise(rates)):
         shown = ", ".join(f"{n} {r:.2g}" for n, r in zip([g.name for g in groups], rates, strict=True))
         warnings.warn(f"these rates fall towards the head: {shown}", stacklevel=2)
     return list(rates)
+
+
+def listed_groups(learn: Learner) -> list[LayerGroup]:
+    """The learner's layer groups that a fit can train: those in its optimizer."""
+    return [g for g in layer_groups(learn) if g.name != UNLISTED]

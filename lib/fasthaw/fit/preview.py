@@ -29,8 +29,9 @@ from ..tables import as_html, as_text, wrapped
 from ..undo import Undone
 from ..untouched import untouched
 from .best import recorded_names
+from .learner_rates import listed_groups
 from .record import run_of
-from .run import check_order, listed_groups
+from .run import check_order
 
 _COLUMNS = ("stage", "epochs", "steps", "trained groups", "highest rates", "parameters", "backward skipped")
 

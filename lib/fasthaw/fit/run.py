@@ -29,7 +29,6 @@ from ..checkpoint import (
 )
 from ..features import cache_of, cached_features
 from ..freezing import FreezeContract, train_only
-from ..groups import UNLISTED, LayerGroup
 from ..modules import unwrap
 from ..outside.fastai import forget_batch, not_together
 from ..pinned import wholly_pinned
@@ -41,7 +40,7 @@ from ..words import shown, wanted
 from .best import StopAtPlateau, is_best_yet, recorded_names, restore_best
 from .carried import StateOfCallbacks, check_best_model, check_callbacks
 from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
-from .learner_rates import lrs
+from .learner_rates import listed_groups, lrs
 from .processes import on_any_backend, processes_of
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
@@ -135,11 +134,6 @@ def check_order(function: str, learn: object, plan: object) -> None:
     """Raise TypeError unless a learner came first; one that came second is told so."""
     swapped = " (they came the other way round)" if isinstance(plan, Learner) else ""
     wanted(Learner, learn, f"{function}(learn, plan) takes a fastai Learner and then a Plan{swapped}")
-
-
-def listed_groups(learn: Learner) -> list[LayerGroup]:
-    """The learner's layer groups that a plan can train: those in its optimizer."""
-    return [g for g in layer_groups(learn) if g.name != UNLISTED]
 
 
 def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEval, resume: bool | str) -> _Run:

@@ -23,6 +23,8 @@ from .modes import release as release
 from .noise import leaking_noise as leaking_noise
 from .proof import GroupProof as GroupProof
 from .proof import Proof as Proof
+from .selection import Groups as Groups
+from .selection import Which as Which
 from .selection import fix_affine as fix_affine
 from .selection import frozen as frozen
 from .selection import selected as selected

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from torch import nn
 
 from ..groups import LayerGroup
-from ..modules import is_norm
+from ..modules import DROPOUT_RATES, is_norm
 from .contract import FreezeContract, Where, held
 
 Muted = list[tuple[nn.Module, str, float]]
@@ -28,7 +28,7 @@ def makes_noise(module: nn.Module) -> bool:
     """Whether a module is known to make noise itself in training mode: for tables only, holding asks no such question."""
     name = type(module).__name__.lower()
     if "drop" in name or "stochasticdepth" in name:
-        rates = [vars(module).get(k) for k in ("p", "drop_prob", "weight_p", "embed_p")]
+        rates = [vars(module).get(k) for k in DROPOUT_RATES]
         return any(r != 0 for r in rates if r is not None) or all(r is None for r in rates)
     rates = [
         vars(module).get(k) for k in ("dropout", "attention_dropout", "drop_rate", "drop_connect_rate", "layerdrop")

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..freezing import FreezeContract, selected
-from ..freezing.selection import Groups, Which
+from ..freezing import FreezeContract, Groups, Which, selected
 from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate, check_trains
 from ..splitters import layer_groups
 from ..tables import as_html, as_text, wrapped
