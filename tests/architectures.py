@@ -1,17 +1,23 @@
 """Networks of torchvision, timm, Transformers and fastai, and what is asked of their layer groups.
 
-`python tests/architectures.py` prints a line for each and the totals; with names (`timm:vit_tiny_patch16_224`), for those.
+`python tests/architectures.py` prints a line for each and the totals; with names (`timm:vit_tiny_patch16_224`), for those;
+with `--shard 1/4` every fourth; `--table FILE` writes a CSV, in which the rows of networks that were not looked at stay.
 Groups and order are looked at on the meta device; networks of at most 50 million parameters are then trained for a step on
-the CPU, all but the last group frozen.
+the CPU, all but the last group frozen. Of its own networks timm knows how deep each parameter is, and is asked, too.
 """
 
+import argparse
+import csv
+import fcntl
 import inspect
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
+from pathlib import Path
 
 import torch
 import torchvision.models as tv
@@ -30,7 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fasthaw.callbacks import FrozenEval
 from fasthaw.freezing import changed, fingerprints, train_only
 from fasthaw.groups import LayerGroup
-from fasthaw.splitters import Splitter, execution_order, split_stages
+from fasthaw.splitters import Splitter, execution_order, split_blocks, split_stages
 
 LARGEST = 50_000_000  # parameters of a network that is trained
 
@@ -374,6 +380,44 @@ def _order_problems(model: nn.Module, groups: tuple[LayerGroup, ...], sample) ->
     return [f"{len(late)} modules run out of order, the first {late[0]}"] if late else []
 
 
+# ---- timm's own depth
+
+# Classes whose parameters stand in another order than timm's, and why. Those of the second table stand as timm has them in
+# the order of a sample.
+UNLIKE_TIMM = {
+    "Cait": "class attention runs behind all blocks; timm counts its layers with the last two blocks",
+    "EfficientViM": "the norms of early stages run when these end; timm counts them behind the last",
+    "EfficientViMDistilled": "as EfficientViM",
+}
+LIKE_TIMM_IN_ORDER = {
+    "FasterNet": "a stage registers its down-sampling behind its blocks and runs it before them",
+    "Visformer": "positions of later stages are bare parameters, which stay with the earliest group",
+}
+
+
+def timm_agreement(model: nn.Module, groups: tuple[LayerGroup, ...]) -> float | None:
+    """The share, in [0, 1], of the pairs of parameters that timm finds of different depth whose groups are not the other way
+    round; None where timm says nothing about this network.
+
+    timm's depth is that of its layer decay, `group_matcher`, by the names of parameters.
+    """
+    from timm.models import group_parameters
+
+    if not hasattr(model, "group_matcher"):
+        return None
+    depth = group_parameters(model, model.group_matcher(), reverse=True)
+    place = {n: i for i, g in enumerate(groups) for n, _ in g.named_params()}
+    cells = Counter((depth[n], place[n]) for n in place if n in depth).items()
+    pairs = [(n * m, g <= h) for (d, g), n in cells for (e, h), m in cells if d < e]
+    return sum(n for n, right in pairs if right) / max(1, sum(n for n, _ in pairs))
+
+
+def _unlike_timm(agreement: float | None, model: nn.Module) -> list[str]:
+    if agreement in (None, 1.0) or type(model).__name__ in {**UNLIKE_TIMM, **LIKE_TIMM_IN_ORDER}:
+        return []
+    return [f"{agreement:.2%} of the pairs of parameters are in timm's order"]
+
+
 # ---- a step of training
 
 
@@ -425,45 +469,117 @@ def _far_from_one(outputs, _) -> torch.Tensor:
 # ---- a line for each
 
 
-def line(name: str, architecture: Architecture) -> tuple[bool, bool, str]:
-    """Whether all is well, whether that was seen in training, and a line that says so: the groups or what is wrong."""
+@dataclass(frozen=True)
+class Row:
+    """What was found of a network: its parameters, groups, the modules of the head, the share of pairs in timm's order."""
+
+    network: str
+    parameters: int = 0
+    groups: str = ""
+    head: str = ""
+    timm_order: str = ""
+    trained: bool = False
+    verdict: str = ""
+    notes: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.network}: {self.groups}: {self.verdict}" + f" ({self.notes})" * bool(self.notes)
+
+
+def row(name: str, architecture: Architecture, *, train: bool = True) -> Row:
+    """The groups of a network and what is wrong with them; `ok` where nothing is."""
     try:
-        return _line(name, architecture)
+        return _row(name, architecture, train)
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:  # SplitError, or it does not run
-        return False, False, f"{name}: {type(error).__name__}: {error}"
+        return Row(name, verdict=f"{type(error).__name__}: {error}")
 
 
-def _line(name: str, architecture: Architecture) -> tuple[bool, bool, str]:
+def _row(name: str, architecture: Architecture, train: bool) -> Row:
     model = architecture.build()
     groups = groups_of(architecture, model, split_stages())
     size = sum(p.numel() for p in model.parameters())
-    not_trained = architecture.untrained or (f"{size:,} parameters" if size > LARGEST else "")
-    wrong = problems(architecture, model, groups) + ([] if not_trained else step_problems(architecture))
-    text = ", ".join(f"{g.name} {sum(p.numel() for p in g.params()):,}" for g in groups)
+    not_trained = architecture.untrained or (
+        f"{size:,} parameters" if size > LARGEST else "" if train else "not asked for"
+    )
+    ours = (groups, groups_of(architecture, model, split_blocks())) if name.startswith("timm:") else ()
+    shares = [s for s in (timm_agreement(model, g) for g in ours) if s is not None]
+    order = min(shares, default=None)
+    wrong = problems(architecture, model, groups) + _unlike_timm(order, model)
+    wrong += [] if not_trained else step_problems(architecture)
     notes = [f"not trained: {not_trained}" if not_trained else "trained"]
     notes += ["in the order of a sample"] if _needs_a_sample(model) else []
     notes += [architecture.why] if len(groups) < 3 else []
-    verdict = f"{'; '.join(wrong) or 'ok'} ({', '.join(notes)})"
-    return not wrong, not not_trained, f"{name}: {len(groups)} groups: {text}: {verdict}"
+    head = groups[-1].outermost() if groups[-1].name == "head" else {}
+    return Row(
+        network=name,
+        parameters=size,
+        groups=", ".join(f"{g.name} {sum(p.numel() for p in g.params()):,}" for g in groups),
+        head=" ".join(n for n, m in head.items() if next(m.parameters(), None) is not None),
+        timm_order="" if order is None else "all pairs" if order == 1 else f"{order:.2%} of pairs",
+        trained=not not_trained,
+        verdict="; ".join(wrong) or "ok",
+        notes=", ".join(notes),
+    )
 
 
-def main(names: list[str]) -> int:
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Write `rows` into a CSV, sorted by name; those of other networks that it has stay. Shards may write side by side."""
+    with path.open("a+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        kept = {name: (name, *cells) for name, *cells in list(csv.reader(file))[1:]}
+        kept |= {r.network: tuple(map(str, astuple(r))) for r in rows}
+        file.truncate(0)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([[f.name for f in fields(Row)], *(kept[n] for n in sorted(kept))])
+
+
+def totals(rows: Iterable[Row]) -> Iterator[str]:
+    """A line a library, and one for timm's order."""
+    rows = list(rows)
+    for library in dict.fromkeys(r.network.partition(":")[0] for r in rows):
+        here = [r for r in rows if r.network.startswith(f"{library}:")]
+        well, trained = sum(r.verdict == "ok" for r in here), sum(r.trained for r in here)
+        yield f"{library}: {well} of {len(here)} ok, {trained} of them trained"
+    known = [r.timm_order for r in rows if r.timm_order]
+    if known:
+        yield f"timm's own order: all pairs in {known.count('all pairs')} of {len(known)} networks that have one"
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`1/4`: the first of four."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f"a shard is one of so many, such as 1/4; {text!r} came")
+    return int(k), int(n)
+
+
+def main(args: list[str]) -> int:
     """Prints a line an architecture and the totals; 1 if one is not well."""
-    totals: dict[str, list[tuple[bool, bool]]] = {}
-    libraries = (
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="library:name")
+    parser.add_argument("--shard", type=shard, default=(1, 1), help="K/N: every N-th network, from the K-th on")
+    parser.add_argument("--table", type=Path, help="a CSV file to write the rows into")
+    parser.add_argument("--untrained", action="store_true", help="look at the groups alone")
+    asked = parser.parse_args(args)
+    every = chain(
         torchvision_architectures(),
         timm_architectures(bodies=True),
         transformers_architectures(),
         fastai_architectures(),
     )
-    for name, architecture in chain(*libraries):
-        if not names or name in names:
-            well, trained, text = line(name, architecture)
-            totals.setdefault(name.partition(":")[0], []).append((well, trained))
-            print(text, flush=True)
-    for library, rows in totals.items():
-        print(f"{library}: {sum(w for w, _ in rows)} of {len(rows)} ok, {sum(t for _, t in rows)} of them trained")
-    return int(not all(well for rows in totals.values() for well, _ in rows))
+    k, n = asked.shard
+    rows = []
+    try:
+        for name, architecture in islice(every, k - 1, None, n):
+            if not asked.names or name in asked.names:
+                rows.append(row(name, architecture, train=not asked.untrained))
+                print(rows[-1], flush=True)
+    finally:
+        if asked.table:
+            write_table(asked.table, rows)
+    print(*totals(rows), sep="\n")
+    return int(any(r.verdict != "ok" for r in rows))
 
 
 if __name__ == "__main__":

@@ -148,8 +148,8 @@ def _complete(body: Node, shapes: Shapes) -> bool:
         kids = [k for k in node.children if k.size]
         at = next((i for i, k in enumerate(kids) if shapes.is_run(k) or shapes.has_chain(k)), None)
         if shapes.is_chain(node) and not (at and not shapes.is_run(kids[0])):
-            alike = [k for k in kids if k.kind == max(kids, key=lambda c: c.size).kind]
-            return bool(kids) and kids[0] is not alike[0] and bool(kids[0].weights)
+            kind = max(kids, key=lambda c: c.size).kind
+            return kids[0].kind != kind and bool(kids[0].weights)
         if at is None:
             return False
         if any(k.weights for k in kids[:at]):
