@@ -91,7 +91,7 @@ faults: $(call needs,dev) ## what goes wrong with files, signals and arguments; 
 dropout-coverage: $(call needs,dev) ## is dropout after every activation of every network? some minutes
 	$(PY) tests/dropout_coverage.py $(ARGS)
 
-architectures: $(call needs,dev) ## are the groups of every network right? an hour; ARGS="timm:resnet50" picks some
+architectures: $(call needs,dev) ## are the groups of every network right? an hour; ARGS="timm:resnet50" or ARGS="--shard 1/4 --table F.csv"
 	$(PY) tests/architectures.py $(ARGS)
 
 classifiers: $(call needs,dev) ## does every torchvision classifier train through transfer_learner? some minutes

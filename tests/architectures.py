@@ -412,7 +412,8 @@ def timm_agreement(model: nn.Module, groups: tuple[LayerGroup, ...]) -> float | 
     return sum(n for n, right in pairs if right) / max(1, sum(n for n, _ in pairs))
 
 
-def _unlike_timm(agreement: float | None, model: nn.Module) -> list[str]:
+def unlike_timm(agreement: float | None, model: nn.Module) -> list[str]:
+    """What is wrong with the order of the groups in timm's eyes and not explained."""
     if agreement in (None, 1.0) or type(model).__name__ in {**UNLIKE_TIMM, **LIKE_TIMM_IN_ORDER}:
         return []
     return [f"{agreement:.2%} of the pairs of parameters are in timm's order"]
@@ -504,7 +505,7 @@ def _row(name: str, architecture: Architecture, train: bool) -> Row:
     ours = (groups, groups_of(architecture, model, split_blocks())) if name.startswith("timm:") else ()
     shares = [s for s in (timm_agreement(model, g) for g in ours) if s is not None]
     order = min(shares, default=None)
-    wrong = problems(architecture, model, groups) + _unlike_timm(order, model)
+    wrong = problems(architecture, model, groups) + unlike_timm(order, model)
     wrong += [] if not_trained else step_problems(architecture)
     notes = [f"not trained: {not_trained}" if not_trained else "trained"]
     notes += ["in the order of a sample"] if _needs_a_sample(model) else []

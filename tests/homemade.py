@@ -13,6 +13,8 @@ import torchvision.models as tv
 from fastai.layers import ConvLayer, LinBnDrop
 from fastai.vision.learner import create_body, create_head
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,30 @@ def quantised() -> nn.Module:
 def frozen_script() -> nn.Module:
     """A scripted body whose weights are constants of its code."""
     return torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16)).eval()))
+
+
+class Spectrogram(nn.Module):
+    """Nothing but buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.ones(64))
+        self.register_buffer("mel", torch.ones(33, 16))
+
+
+class GraphConv(nn.Module):
+    """A linear layer and a bias by itself."""
+
+    def __init__(self, ins: int, outs: int) -> None:
+        super().__init__()
+        self.lin, self.bias = nn.Linear(ins, outs, bias=False), weights(outs)
+
+
+def timm_body(**options: object) -> nn.Module:
+    """A small ResNet of timm's."""
+    import timm
+
+    return timm.create_model("resnet10t", **options)
 
 
 # ---- what is new
@@ -455,7 +481,7 @@ HOMEMADE = {
         "backbone.0 | backbone.1 | backbone.2 | tab head",
         "tab",
     ),
-    "images and text": Homemade(lambda: net(body=resnet(), text=bert(), top=mlp(528, 3)), f"{R} text | top", "text"),
+    "images and text": Homemade(lambda: net(body=resnet(), text=bert(), top=mlp(528, 3)), f"{R} | text | top", "text"),
     "two of one class": Homemade(
         lambda: net(body=resnet(), depth=resnet(), top=nn.Linear(1024, 3)),
         "body.0 body.1 | body.4 body.5 body.6 | body.7 | depth.0 depth.1 depth.4 depth.5 depth.6 | depth.7 | top",
@@ -541,6 +567,119 @@ HOMEMADE = {
             layers=nn.Sequential(LinBnDrop(13, 32), LinBnDrop(32, 16), nn.Linear(16, 2)),
         ),
         "embeds bn_cont | layers.0 | layers.1 | layers.2",
+    ),
+    "convolutions of a graph": Homemade(
+        lambda: net(conv1=GraphConv(5, 16), conv2=GraphConv(16, 16), conv3=GraphConv(16, 16), lin=nn.Linear(16, 2)),
+        "conv1 | conv2 | conv3 | lin",
+    ),
+    "attention over words": Homemade(
+        lambda: net(
+            bert=bert(),
+            attention=nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1), nn.Softmax(1)),
+            regressor=nn.Linear(16, 1),
+        ),
+        f"{bert_at('bert')} | attention regressor",
+    ),
+    "weights of layers": Homemade(
+        lambda: net(bert=bert(), layer_weights=weights(5), fc=nn.Linear(16, 3)), f"{bert_at('bert')} | layer_weights fc"
+    ),
+    # ---- as people ask about them in threads
+    "timm without a classifier, a norm and a layer": Homemade(
+        lambda: net(backbone=timm_body(num_classes=0), norm=nn.LayerNorm(512), fc=nn.Linear(512, 3)),
+        f"{headless_at('backbone')} | norm fc",
+    ),
+    "timm's features and convolutions on them": Homemade(
+        lambda: net(
+            backbone=timm_body(features_only=True),
+            lateral=nn.ModuleList(nn.Conv2d(c, 32, 1) for c in (64, 64, 128, 256, 512)),
+            out=nn.Conv2d(32, 3, 1),
+        ),
+        f"{headless_at('backbone')} | lateral out",
+    ),
+    "a Sequential of timm and a head with a norm": Homemade(
+        lambda: nn.Sequential(
+            timm_body(num_classes=0), nn.Sequential(nn.BatchNorm1d(512), nn.Dropout(0.3), nn.Linear(512, 3))
+        ),
+        f"{headless_at('0')} | 1",
+    ),
+    "a projector for triplets": Homemade(
+        lambda: net(
+            encoder=headless(),
+            projector=nn.Sequential(nn.Linear(512, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64)),
+        ),
+        f"{headless_at('encoder')} | projector",
+    ),
+    "frames and an LSTM over them": Homemade(
+        lambda: net(body=resnet(), lstm=nn.LSTM(512, 64), fc=nn.Linear(64, 3)), f"{R} | lstm fc"
+    ),
+    "a spectrogram first": Homemade(
+        lambda: net(spectrogram=Spectrogram(), body=resnet(), head=mlp(512, 3)), f"{R} | head"
+    ),
+    "queries and positions of a detector's transformer": Homemade(
+        lambda: net(
+            backbone=headless(),
+            conv=nn.Conv2d(512, 64, 1),
+            transformer=nn.Transformer(64, 4, 3, 3, 128),
+            classes=nn.Linear(64, 9),
+            boxes=nn.Linear(64, 4),
+            queries=weights(100, 64),
+            rows=weights(50, 32),
+            columns=weights(50, 32),
+        ),
+        f"{headless_at('backbone')} | conv transformer classes boxes queries rows columns",
+    ),
+    "pooling at several rates and a decoder": Homemade(
+        lambda: net(
+            encoder=headless(), aspp=ASPP(512, [6, 12, 18], 64), decoder=unit(64, 32), classifier=nn.Conv2d(32, 3, 1)
+        ),
+        f"{headless_at('encoder')} | aspp decoder classifier",
+    ),
+    "a way up, each block by name": Homemade(
+        lambda: net(
+            encoder=headless(), up1=Up(768, 256), up2=Up(384, 128), up3=Up(192, 64), up4=Up(128, 32), out=_conv(32, 2)
+        ),
+        f"{headless_at('encoder')} | up1 up2 up3 up4 out",
+    ),
+    "many dropouts": Homemade(
+        lambda: net(
+            encoder=headless(), dropouts=nn.ModuleList(nn.Dropout(0.5) for _ in range(5)), fc=nn.Linear(512, 3)
+        ),
+        f"{headless_at('encoder')} | fc",
+    ),
+    "body and head in a dict": Homemade(
+        lambda: net(parts=nn.ModuleDict({"body": resnet(), "head": mlp(512, 3)})),
+        f"{resnet_at('parts.body')} | parts.head",
+    ),
+    "an encoder in a wrapper": Homemade(
+        lambda: net(encoder=net(model=headless()), fc1=nn.Linear(512, 64), bn=nn.BatchNorm1d(64), fc2=nn.Linear(64, 3)),
+        f"{headless_at('encoder.model')} | fc1 bn fc2",
+    ),
+    "a neck registered first": Homemade(
+        lambda: net(
+            neck=nn.Sequential(nn.Linear(512, 64), nn.BatchNorm1d(64)), backbone=headless(), margin=Margin(64, 9)
+        ),
+        f"{headless_at('backbone')} | neck margin",
+        "neck",
+    ),
+    "weights of losses in a dict": Homemade(
+        lambda: net(
+            body=resnet(),
+            heads=nn.ModuleDict({"a": mlp(512, 1), "b": mlp(512, 2)}),
+            log_sigma=nn.ParameterDict({"a": scalar(), "b": scalar()}),
+        ),
+        f"{R} | heads log_sigma",
+    ),
+    "a head of a class of its own": Homemade(
+        lambda: net(body=resnet(), classifier=net(pool=GeM(), bn=nn.BatchNorm1d(512), fc=nn.Linear(512, 3))),
+        f"{R} | classifier",
+    ),
+    "a last layer under weight norm": Homemade(
+        lambda: net(
+            body=Vit(),
+            head=nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)),
+            last=weight_norm(nn.Linear(8, 9, bias=False)),
+        ),
+        f"{vit_at('body')} | head last",
     ),
     # ---- adapters and copies
     "low-rank paths stay with their layer": Homemade(with_lora, f"{vit_at('body')} | head"),

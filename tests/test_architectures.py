@@ -35,7 +35,10 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 def test_stages_cover_the_network_in_order_and_end_in_the_classifier(name):
     architecture = FAMILIES[name]
     model = architecture.build()
-    assert arch.problems(architecture, model, arch.groups_of(architecture, model, split_stages())) == []
+    groups = arch.groups_of(architecture, model, split_stages())
+    assert arch.problems(architecture, model, groups) == []
+    if name.startswith("timm:"):
+        assert arch.unlike_timm(arch.timm_agreement(model, groups), model) == []
     n = len(split_blocks().groups(model))
     assert n >= architecture.fewest
     assert len(split_even(min(n, 5)).groups(model)) == min(n, 5)
@@ -76,6 +79,35 @@ def test_where_registration_disagrees_the_order_of_a_sample_is_another(name):
     assert len(out_of_order(split_stages().groups(model), order)) > 0
     for splitter in (split_stages(), split_blocks(), split_even(5)):
         assert out_of_order(splitter.in_order(order).groups(model), order) == {}
+
+
+TIMM_DIFFERS = {
+    "Cait": "timm:cait_m36_384",
+    "EfficientViM": "timm:efficientvim_m1",
+    "FasterNet": "timm:fasternet_l",
+    "Visformer": "timm:visformer_small",
+}
+
+
+@pytest.mark.parametrize("kind", TIMM_DIFFERS)
+def test_where_timm_has_another_order_is_explained(kind):
+    architecture = FAMILIES[TIMM_DIFFERS[kind]]
+    model = architecture.build()
+    order = execution_order(model, architecture.sample(model))
+    registered, called = (s.groups(model) for s in (split_blocks(), split_blocks().in_order(order)))
+    assert type(model).__name__ == kind
+    assert min(arch.timm_agreement(model, g) for g in (registered, called)) < 1
+    assert (arch.timm_agreement(model, called) == 1) == (kind in arch.LIKE_TIMM_IN_ORDER)
+    assert kind in {**arch.UNLIKE_TIMM, **arch.LIKE_TIMM_IN_ORDER}
+
+
+def test_the_bare_parameters_of_a_body_stay_where_they_enter_it():
+    for name, parameter, group in (
+        ("torchvision:ssd300_vgg16", "backbone.scale_weight", "backbone.features"),
+        ("transformers:Wav2Vec2ForSequenceClassification", "wav2vec2.masked_spec_embed", "stem"),
+    ):
+        groups = split_stages().groups(FAMILIES[name].build())
+        assert [g.name for g in groups if parameter in dict(g.named_params())] == [group]
 
 
 @pytest.mark.parametrize("build", [fasterrcnn_mobilenet_v3_large_320_fpn, ssdlite320_mobilenet_v3_large])

@@ -8,12 +8,14 @@ embedding or convolution beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import nn
 
 from ..modules import is_norm
 from .tree import Node
+
+FEW = 3  # children of a patch embedding; what has more is a body, whose inner widths say nothing of what is beside it
 
 
 def bare_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -45,8 +47,8 @@ def late_parameters(root: Node) -> list[str]:
         node = inside[0]
 
 
-def is_late(p: nn.Parameter, owner: nn.Module) -> bool:
-    """Whether a parameter of a module with children is used behind them, by its shape."""
+def is_late(p: nn.Parameter, owner: nn.Module, late: Collection[nn.Module] = ()) -> bool:
+    """Whether a parameter of a module with children is used behind them, by its shape; `late` are children that are."""
     if not (p.is_floating_point() or p.is_complex()):
         return False  # a counter, an index
     if p.numel() == 1:
@@ -56,31 +58,29 @@ def is_late(p: nn.Parameter, owner: nn.Module) -> bool:
     if p.dim() > 2 or (p.dim() == 2 and p.shape[0] == 1):
         return False
     square = p.dim() == 2 and p.shape[0] == p.shape[1]
-    return square or p.shape[-1] not in _stem_widths(owner)
+    return square or p.shape[-1] not in _stem_widths(
+        [c for c in owner._modules.values() if c is not None and c not in late]
+    )
 
 
 def _gives(owner: nn.Module, width: int) -> bool:
     """Whether a convolution, an embedding or a norm inside gives features of that width."""
     for module in owner.modules():
-        widths = [getattr(module, n, None) for n in ("embedding_dim", "out_channels")]
-        widths += (
-            [p.shape[0] for _, p in module._parameters.items() if p is not None and p.dim() == 1]
-            if is_norm(module)
-            else []
-        )
-        if width in widths:
+        vectors = [p.shape[0] for _, p in module._parameters.items() if p is not None and p.dim() == 1]
+        if width in (*_widths(module), *(vectors if is_norm(module) else ())):
             return True
     return False
 
 
-def _stem_widths(owner: nn.Module) -> set[int]:
-    """The widths that embeddings and convolutions among the children give."""
-    kids = [c for c in owner._modules.values() if c is not None]
-    kids += [
-        g for c in kids if len(c._modules) <= 3 for g in c._modules.values() if g is not None
-    ]  # `patch_embed.proj`
-    widths = (getattr(c, n, None) for c in kids for n in ("embedding_dim", "out_channels"))
-    return {w for w in widths if isinstance(w, int)}
+def _stem_widths(kids: list[nn.Module]) -> set[int]:
+    """The widths that embeddings and convolutions among the children give, or inside one with few (`patch_embed.proj`)."""
+    inside = [m for c in kids if len(c._modules) <= FEW for m in c._modules.values() if m is not None]
+    return {w for c in [*kids, *inside] for w in _widths(c)}
+
+
+def _widths(module: nn.Module) -> list[int]:
+    found = (getattr(module, n, None) for n in ("embedding_dim", "out_channels"))
+    return [w for w in found if isinstance(w, int)]
 
 
 def places_of_bare(model: nn.Module, place: Mapping[str, int], order: Sequence[str], last: int) -> dict[str, int]:
@@ -103,8 +103,12 @@ def places_of_bare(model: nn.Module, place: Mapping[str, int], order: Sequence[s
             continue
         if name in at:
             found[name] = _in_the_order(order, at[name], place, low, high)
-        elif is_late(p, model.get_submodule(owner)):
-            found[name] = high
+        else:
+            around, prefix = model.get_submodule(owner), f"{owner}." if owner else ""
+            begins = {n: spans.get(prefix + n, (place.get(prefix + n, low),))[0] for n in around._modules}
+            # DETR's queries are as wide as the new convolution between body and transformer.
+            if is_late(p, around, [m for n, m in around.named_children() if begins[n] == high]):
+                found[name] = high
     return found
 
 

@@ -39,6 +39,12 @@ class Head:
     bare: tuple[str, ...] = ()
     doubt: Doubt | None = None
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The modules that may be new and are taken for pretrained: each is a stage at least."""
+        named = self.doubt.names if self.doubt else ()
+        return tuple(n for n in named if not any(leaf == n or leaf.startswith(f"{n}.") for leaf in self.leaves))
+
     def __bool__(self) -> bool:
         return bool(self.leaves or self.bare)
 

@@ -133,6 +133,8 @@ def _own_input(node: Node, earlier: Sequence[Node]) -> bool:
         return True
     if node.reads == body.reads and node.reads != body.width and not is_mlp(node):
         return True
+    if not is_mlp(node) and node.reads >= min(n.width for n in body.walk() if not n.children and n.width):
+        return False  # a block on the way up reads features side by side: a sum of widths, which none of them need fit
     return node.reads < max(e.width for e in earlier) and not any(_fits(node.reads, e.width) for e in earlier)
 
 

@@ -28,13 +28,19 @@ from .head import Head, find_head
 from .names import names_of_groups
 from .tree import Node, Shapes, in_order, repeated, tree, without
 
-FEWEST, MOST = 3, 7  # a network is divided into no fewer and no more stages than these, where its blocks allow it
-PARTS = 4  # of about equal size, where nothing tells stages apart
-LONG = 5  # a stage of no more blocks is not divided to make up for few stages
-NEARLY_ALL = (9, 10)  # a stage that holds more of the network is no stage of several
-SHARE = 8  # runs or blocks that hold no more than 1 / 8 of the parameters are not what the network is made of
-TOWER = 20  # a part that holds no more than 1 / 20 is not gone into, even if it is a chain
-HALF = 2  # blocks beside runs are stages as well where they weigh more than half as much
+# A network is divided into no fewer and no more stages than these, where its blocks allow it: T5 has two towers, GoogLeNet
+# three runs between poolings, EfficientNet seven stages, SqueezeNet eight blocks.
+FEWEST, MOST = 3, 7
+PARTS = 4  # of about equal size, where nothing tells stages apart: every ViT
+LONG = (
+    5  # a stage of no more blocks is not divided to make up for few stages: RepGhostNet's last, of four; T5's six are
+)
+NEARLY_ALL = (9, 10)  # a stage that holds more of the network is no stage of several: NesT's third
+# Runs or blocks that hold no more than 1 / 8 of the parameters are not what the network is made of: less than a quarter
+# are the stages of SelecSLS and the layers of a narrow RoBERTa, whose words are the rest, less than a sixteenth those of RAFT.
+SHARE = 8
+TOWER = 20  # a part that holds no more than 1 / 20 is not gone into, even if it is a chain: ViTamin's patch embedding
+HALF = 2  # blocks beside runs are stages as well where they weigh more than half as much: 1 / 2, see test_thresholds
 
 
 @dataclass(frozen=True)
@@ -145,12 +151,15 @@ def outline(model: nn.Module, leaves: Sequence[str], head: Sequence[str] = ()) -
     `head` names the modules and parameters of the head, where structure shall not look for it.
     """
     whole = tree(model)
-    found = find_head(whole, Shapes(whole), head)
+    # The head is looked for in the order of execution as well: it may be registered first. Then what is left is ordered
+    # anew, as a norm of the head that runs early may have joined a stage.
+    ordered = in_order(whole, leaves) or whole
+    found = find_head(ordered, Shapes(ordered), head)
     root = in_order(without(whole, set(found.leaves)), leaves)
     if root is None or not root.size:
         return Outline(whole, None, [[Cell(b, (root,))] for b in _hidden(root)] if root else [], found)
     shapes = Shapes(root)
-    stem, stages = _stages(_spine(root, root.size, shapes), shapes)
+    stem, stages = _stages(_spine(root, root.size, shapes), shapes, found.towers)
     stages = _more(_fewer(stages), FEWEST + 1 - bool(stem) - bool(found.leaves))
     return Outline(whole, Cell(stem[0], tuple(stem)) if stem else None, stages, found)
 
@@ -187,9 +196,9 @@ def _spine(node: Node, total: int, shapes: Shapes) -> list[Node]:
     return found
 
 
-def _stages(elements: Sequence[Node], shapes: Shapes) -> tuple[list[Node], list[Stage]]:
+def _stages(elements: Sequence[Node], shapes: Shapes, towers: Sequence[str]) -> tuple[list[Node], list[Stage]]:
     """What comes before the first stage, and the blocks of each stage."""
-    runs = _runs(elements, shapes)
+    runs = _runs(elements, shapes, towers)
     if len(runs) > 1 and SHARE * sum(r.size for r in runs) > sum(e.size for e in elements):
         stem, parts = _glued(elements, runs)
         return stem, _alone_divided([_blocks_of(stage, shapes) for stage in parts], [r.name for r in runs])
@@ -198,9 +207,13 @@ def _stages(elements: Sequence[Node], shapes: Shapes) -> tuple[list[Node], list[
     return stem, [[cell] for cell in parts]
 
 
-def _runs(elements: Sequence[Node], shapes: Shapes) -> list[Node]:
-    """The stages among the members of a chain: its runs, and single blocks where they weigh half as much or more."""
-    runs, kinds = [e for e in elements if shapes.is_run(e)], repeated(elements)
+def _runs(elements: Sequence[Node], shapes: Shapes, towers: Sequence[str]) -> list[Node]:
+    """The stages among the members of a chain: its runs, and single blocks where they weigh half as much or more.
+
+    A second tower is one as well, if only a small one: what reads words is no part of the last stage of an image body.
+    """
+    runs = [e for e in elements if shapes.is_run(e) or (e.name in towers and shapes.has_chain(e))]
+    kinds = repeated(elements)
     blocks = [e for e in elements if shapes.is_block(e) and e.kind in kinds and e not in runs]
     few = len(runs) + len(blocks) <= MOST
     mixed = runs and few and HALF * sum(b.size for b in blocks) > sum(r.size for r in runs)

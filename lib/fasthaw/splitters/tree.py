@@ -19,9 +19,11 @@ from torch import nn
 from ..modules import hides_weights, is_norm
 
 MOST_STAGES = 8  # a class of which there are more is a block, even if blocks seem to stand inside
-NETWORKS = 2  # a block class of which there are more is a block or a stage, not a network that is gone into
-CHAIN = 5  # children that are alike are a chain where they hold more than 1 / 5 of their parent's parameters
-OF_RUNS = 2  # stages make a chain a network of its own where they hold more than 1 / 2 of it
+# A block class of which there are more is a block or a stage, not a network that is gone into: CrossViT has three modules of
+# two branches, HRNet three stages in its third.
+NETWORKS = 2
+CHAIN = 5  # children that are alike are a chain where they hold more than 1 / 5 of their parent's parameters: RAFT
+OF_RUNS = 2  # stages make a chain a network of its own where they hold more than 1 / 2 of it: FastViT, VOLO
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
