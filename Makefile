@@ -10,7 +10,8 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
 .PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants lines bench-freeze bench-recorder \
-    bench-splitters bench-dropout bench-features bench-fused faults dropout-coverage architectures classifiers clean
+    bench-splitters bench-dropout bench-features bench-fused bench-heads evidence evidence-quick faults dropout-coverage \
+    architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -84,6 +85,18 @@ bench-features: $(call needs,dev) ## what cached features save
 bench-fused: $(call needs,dev) ## what a step of the optimizer costs
 	$(PY) -W ignore tests/benchmarks/bench_fused.py $(ARGS)
 
+bench-heads: $(call needs,dev) ## what 32 heads at once cost
+	$(PY) -W ignore tests/benchmarks/bench_heads.py $(ARGS)
+
+# Finished runs are kept in .evidence/, the tables are written to tests/evidence/results/.
+evidence evidence-quick: export OMP_NUM_THREADS := 1
+evidence evidence-quick: export MKL_NUM_THREADS := 1
+evidence: $(call needs,evidence) ## what is better, asked of all tasks with five seeds; hours, and it goes on where it stopped
+	PYTHONPATH=tests $(PY) -W ignore -m evidence $(ARGS)
+
+evidence-quick: $(call needs,evidence) ## the same of the two small tasks with three seeds; under five minutes
+	PYTHONPATH=tests $(PY) -W ignore -m evidence --quick
+
 # Damaged files, signals at any moment, two processes, other data, bad arguments: what goes wrong, counted.
 faults: $(call needs,dev) ## what goes wrong with files, signals and arguments; a quarter of an hour; ARGS=checkpoints
 	PYTHONPATH=tests $(PY) -W ignore -m faults $(ARGS)
@@ -119,6 +132,12 @@ $(VENV)/demo.installed: pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet 'pip>=23'
 	$(PY) -m pip install --editable '.[demo]'
 	@touch $@
+
+$(VENV)/evidence.installed: pyproject.toml | $(PY)
+	@echo "Installing fasthaw into $(VENV): some minutes the first time, as torch is large."
+	$(PY) -m pip install --quiet 'pip>=23'
+	$(PY) -m pip install --editable '.[evidence]'
+	@touch $@ $(VENV)/demo.installed
 
 $(VENV)/dev.installed: pyproject.toml | $(PY)
 	@echo "Installing fasthaw into $(VENV): some minutes the first time, as torch is large."
