@@ -49,7 +49,7 @@ def test_a_public_name_has_a_docstring_of_its_own(name):
 
 # Values that are made by us and only read by others: their docstring says what they tell, not how they are built.
 MADE_BY_US = {"LayerGroup", "Splitter", "GroupTable", "Sweep", "Preview", "RunRecord", "Proof", "CacheReport"}
-MADE_BY_US |= {"DropoutTable", "Comparison", "SplitError"}
+MADE_BY_US |= {"DropoutTable", "Comparison", "HeadSweep", "SplitError"}
 # What means the same wherever it is taken, and needs no word.
 KNOWN = {"model", "learn", "learn_or_model", "groups", "dls", "splitter", "which", "p"}
 

@@ -50,6 +50,8 @@ _WHERE = {
     "surgical": "plan",
     "preview": "fit",
     "fit_plan": "fit",
+    "fine_tune": "fit",
+    "fine_tune_plan": "fit",
     "GroupRecorder": "callbacks",
     "LogGroups": "callbacks",
     # frozen parts cost nothing
@@ -67,6 +69,7 @@ _WHERE = {
     # evidence
     "compare": "evidence",
     "arms_of": "evidence",
+    "sweep_heads": "evidence",
     # what the functions above return, and take
     "Splitter": "splitters",
     "Division": "splitters",
@@ -79,6 +82,7 @@ _WHERE = {
     "CacheReport": "features",
     "DropoutTable": "dropout",
     "Comparison": "evidence",
+    "HeadSweep": "evidence",
     "HeldFrozen": "freezing",
 }
 
@@ -96,13 +100,17 @@ if TYPE_CHECKING:
     from .dropout import remove_dropout as remove_dropout
     from .dropout import set_dropout as set_dropout
     from .evidence import Comparison as Comparison
+    from .evidence import HeadSweep as HeadSweep
     from .evidence import arms_of as arms_of
     from .evidence import compare as compare
+    from .evidence import sweep_heads as sweep_heads
     from .features import CacheReport as CacheReport
     from .features import cached_features as cached_features
     from .fit import Preview as Preview
     from .fit import RunRecord as RunRecord
     from .fit import Sweep as Sweep
+    from .fit import fine_tune as fine_tune
+    from .fit import fine_tune_plan as fine_tune_plan
     from .fit import fit_plan as fit_plan
     from .fit import lr_find as lr_find
     from .fit import lrs as lrs

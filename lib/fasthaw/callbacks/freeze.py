@@ -7,6 +7,7 @@ enforces a `FreezeContract` there. It never freezes anything itself and never st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Number
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from fastai.callback.core import TrainEvalCallback
 from fastai.learner import Learner
 from torch import nn
 
-from ..freezing import FastForward, FreezeContract, Keeper, selected, train_only
+from ..freezing import DriftWatch, FastForward, FreezeContract, Keeper, selected, train_only
 from ..groups import LayerGroup, SplitError
 from ..modules import unwrap
 from ..optimizer_state import copy_slow, forget, param_lists
@@ -43,6 +44,8 @@ class FrozenEval(OneLearner):
     stays written; modes are set before each training epoch and put in order before a batch when something changed them.
     Optimizer state is dropped at the end of a fit in which a parameter was frozen all through; what waits its turn keeps it.
     Pinned parameters, off before anything was frozen, are switched off again where `learn.unfreeze()` switched them on.
+    Where running statistics are held behind weights that train, one batch an epoch tells whether they still describe what
+    flows; a warning says so when they do not.
 
     `fold=True` runs each frozen BatchNorm inside the convolution before it, `layout="channels_last"` frozen convolutions on
     images that are laid out channels last: in training, validation and prediction, by copies of their weights that are made
@@ -71,6 +74,7 @@ class FrozenEval(OneLearner):
         self._due = False  # whether copies are to be made before the next batch
         self.turns = Turns()
         self.keeper = Keeper(contract)
+        self.drift = DriftWatch()
         self._own: Callable[[], None] | None = None
         self._epochs: Standin | None = None
         self._made: Standin | None = None
@@ -156,6 +160,7 @@ class FrozenEval(OneLearner):
     def _clear(self) -> None:
         """What one fit remembers, so that each batch asks as little as possible."""
         self._known, self._trained, self._fresh = (), set(), False
+        self.drift.begin()
         self._step_out()
 
     def _enforce(self, groups: tuple[LayerGroup, ...]) -> None:
@@ -221,11 +226,19 @@ class FrozenEval(OneLearner):
         if self.fast.wanted and (self._due or self.fast.stale()):
             self._due = False
             self.fast.renew(self.learn.model, self.keeper.groups, self.keeper.frozen, tuple(self.learn.xb))
-        if self._own is not None:
-            self._own()
-        else:
-            run_batch(self.learn)
+        with self._watched():
+            if self._own is not None:
+                self._own()
+            else:
+                run_batch(self.learn)
         self.fast.check_way()  # `after_pred` is for training alone
+
+    def _watched(self) -> AbstractContextManager[None]:
+        """Around the first batch of an epoch, in training and in validation: do held statistics describe what flows?"""
+        learn, frozen = self.learn, self.keeper.frozen
+        if learn.iter or False not in frozen or only_validates(learn) or will_be_undone(learn):
+            return nullcontext()
+        return self.drift.batch(self.keeper.groups[frozen.index(False) :], training=learn.training)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "learn" and value is None:

@@ -3,3 +3,5 @@
 from .arms import arms_of as arms_of
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
+from .head_sweep import HeadSweep as HeadSweep
+from .heads import sweep_heads as sweep_heads

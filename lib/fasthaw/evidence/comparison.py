@@ -69,12 +69,14 @@ class Comparison:
         return tuple(run for run in self.runs if run.error)
 
     def dataframe(self) -> pd.DataFrame:
-        """One row a run and set of items: `arm`, `seed`, `items`, each metric, `seconds`, `memory` (bytes), `error`."""
+        """One row a run and set of items: `arm`, `seed`, `items`, each metric, `seconds`, `cpu` (seconds), `memory` (bytes),
+        `error`.
+        """
         rows = []
         for run in self.runs:
             for where in run.scores or (VALID,):
                 values = {m: s.value for m, s in run.scores.get(where, {}).items()}
-                about = {"seconds": run.seconds, "memory": run.memory, "error": run.error}
+                about = {"seconds": run.seconds, "cpu": run.cpu, "memory": run.memory, "error": run.error}
                 rows.append({"arm": run.arm, "seed": run.seed, "items": where, **values, **about})
         return pd.DataFrame(rows)
 

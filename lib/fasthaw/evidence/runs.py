@@ -38,6 +38,7 @@ class Score:
 class Run:
     """What one arm came to with one seed.
 
+    `seconds` are those of the clock, `cpu` those of this process, which other work on the machine does not lengthen.
     `memory` is the peak in bytes over what was there at the start (`None` where the system does not tell), `history` the
     values of every epoch as fastai's recorder names them, `scores` are by set and metric. `error` says why there are none.
     """
@@ -49,6 +50,7 @@ class Run:
     history: tuple[dict[str, float | None], ...]
     scores: dict[str, dict[str, Score]]
     error: str = ""
+    cpu: float = 0.0
 
 
 class _History(Callback):
@@ -79,18 +81,18 @@ def run_arm(
     """Train a fresh learner by `arm` and judge it; an arm that raises gives a run that says so."""
     learn = fresh(make_learner, seed)
     metrics = metrics or metrics_of(learn)
-    history, begun, memory = _History(), time.perf_counter(), _Memory()
+    history, begun, cpu, memory = _History(), time.perf_counter(), time.process_time(), _Memory()
     try:
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(history):
             fit_plan(learn, arm) if isinstance(arm, Plan) else arm(learn)
-        seconds, peak = time.perf_counter() - begun, memory.peak()
+        seconds, cpu, peak = time.perf_counter() - begun, time.process_time() - cpu, memory.peak()
         with learn.no_bar(), learn.no_logging():
             sets = {VALID: learn.dls.valid} | {n: dl(learn) if callable(dl) else dl for n, dl in extra_dls.items()}
             scores = {n: _scores(learn, dl, metrics) for n, dl in sets.items()}
     except Exception as e:  # noqa: BLE001 (whatever an arm of the user's does wrong, the other arms' runs are kept)
         seconds = time.perf_counter() - begun
         return Run(name, seed, seconds, None, tuple(history.epochs), {}, f"{type(e).__name__}: {e}")
-    return Run(name, seed, seconds, peak, tuple(history.epochs), scores)
+    return Run(name, seed, seconds, peak, tuple(history.epochs), scores, cpu=cpu)
 
 
 def fresh(make_learner: Callable[[int], Learner], seed: int) -> Learner:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .runs import Run, Score
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Store:

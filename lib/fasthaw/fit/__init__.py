@@ -1,5 +1,7 @@
 """Fitting: rates checked against a learner's groups, and plans run, previewed and resumed."""
 
+from .fine_tune import fine_tune as fine_tune
+from .fine_tune import fine_tune_plan as fine_tune_plan
 from .learner_rates import lrs as lrs
 from .preview import Preview as Preview
 from .preview import preview as preview

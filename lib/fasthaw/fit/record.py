@@ -51,10 +51,14 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `fit_plan` did, stage by stage: prints as text in a terminal, shows as HTML in a notebook."""
+    """What `fit_plan` did, stage by stage: prints as text in a terminal, shows as HTML in a notebook.
+
+    `note` is what a recipe has to say of the network it met.
+    """
 
     stages: tuple[StageRecord, ...]
     resumed: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         return f"{as_text(*self._cells())}\n{wrapped(self.summary())}"
@@ -74,7 +78,7 @@ class RunRecord:
         broken = [f"{s.name}: {s.proof.verdict()}" for s in self.stages if not s.proof.holds]
         pinned = said_of(tuple(dict.fromkeys(n for s in self.stages for n in s.proof.pinned)))
         ended = [f"{s.name} {s.ended()}." for s in self.stages if s.ended()]
-        return " ".join([total + pinned, *ended, *broken, *([self.resumed] if self.resumed else [])])
+        return " ".join([total + pinned, *ended, *broken, *(said for said in (self.resumed, self.note) if said)])
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         metrics = list(dict.fromkeys(k for s in self.stages for k in s.metrics))

@@ -106,7 +106,7 @@ def lr_find(
         raise ValueError(f"a sweep goes from a small rate to a larger one; start_lr={start_lr}, end_lr={end_lr} came")
     rate, rates = as_rate(rate), lrs(learn, rate)
     sweep = _Sweep([r / max(rates) for r in rates], start_lr, end_lr, num_it, stop_div)
-    with _undone(learn), on_any_backend(learn), learn.no_logging(), learn.no_mbar():
+    with undone(learn), on_any_backend(learn), learn.no_logging(), learn.no_mbar():
         learn.fit(num_it // len(learn.dls.train) + 1, cbs=sweep)
     highest, losses = torch.tensor(sweep.highest), torch.tensor(sweep.losses)
     inner = slice(num_it // 10, -5)  # as in fastai: the first losses are not smooth yet, the last diverge
@@ -183,7 +183,7 @@ class _Sweep(ParamScheduler):
         """Leave the recorder's schedule as it was."""
 
 
-def _undone(learn: Learner) -> Undone:
+def undone(learn: Learner) -> Undone:
     """A block that puts back what training changes, however it ends: network, optimizer, learner, its list of callbacks.
 
     What callbacks keep is theirs: a cache that the sweep filled serves the fit after it.

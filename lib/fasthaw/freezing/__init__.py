@@ -8,6 +8,9 @@ parameters (`fasthaw.pinned`) are the one thing remembered.
 from .contract import FreezeContract as FreezeContract
 from .contract import contract_of as contract_of
 from .contract import held as held
+from .drift import DriftWatch as DriftWatch
+from .drift import distances as distances
+from .drift import held_layers as held_layers
 from .fast import FastForward as FastForward
 from .fingerprints import changed as changed
 from .fingerprints import fingerprints as fingerprints
