@@ -356,7 +356,7 @@ def test_a_best_model_whose_file_is_gone_is_refused_before_the_first_batch(tmp_p
     with pytest.raises(KeyboardInterrupt):
         fit_plan(make(path=tmp_path), PLAN, checkpoint=tmp_path, cbs=[SaveModelCallback(), Interrupt(3)])
     (tmp_path / "models" / "model.pth").unlink()
-    with pytest.raises(ValueError, match=r"ends a stage with the best model, saved as .*model\.pth before"):
+    with pytest.raises(ValueError, match=r"ends the run with the best model, saved as .*model\.pth before"):
         fit_plan(make(path=tmp_path), PLAN, checkpoint=tmp_path, cbs=SaveModelCallback())
 
 

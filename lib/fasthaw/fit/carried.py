@@ -77,7 +77,7 @@ def check_best_model(learn: Learner, saved: Mapping) -> None:
         path = learn.path / learn.model_dir / f"{holder.fname}.pth"
         if not path.is_file():
             raise ValueError(
-                f"SaveModelCallback ends a stage with the best model, saved as {path} before the run was interrupted, and "
+                f"SaveModelCallback ends the run with the best model, saved as {path} before the run was interrupted, and "
                 "there is no such file. Put it back, or begin anew with resume=False"
             )
 

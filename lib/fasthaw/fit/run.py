@@ -41,6 +41,7 @@ from .best import StopAtPlateau, is_best_yet, recorded_names, restore_best
 from .carried import StateOfCallbacks, check_best_model, check_callbacks
 from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
 from .learner_rates import listed_groups, lrs
+from .one_run import in_one_run
 from .processes import on_any_backend, processes_of
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
@@ -67,7 +68,8 @@ def fit_plan(
     is added for the run. A stage with `cache` runs inside `cached_features`. Afterwards the groups of the last stage are left
     to train, and the contract is the learner's own. A copy of the state after the last epoch is kept in main memory. An
     interruption (Ctrl-C) goes through; the learner can be used again, with the weights that it had come to. `cbs` are
-    callbacks for the time of the run.
+    callbacks for the time of the run. fastai's `CSVLogger` and `SaveModelCallback` cover all stages: one log, and the best
+    model of the whole plan, loaded at its end.
 
     With `checkpoint`, a file or an existing directory, the state after each epoch is written there, and the same call goes
     on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A
@@ -191,7 +193,7 @@ class _Run:
         if differences and not anyway:
             raise self._another(differences)
         self._check_place(saved)
-        if saved["epoch"]:
+        if saved["stage"] < len(self.plan):
             check_best_model(self.learn, saved["carried"])
         if saved["stage"] == len(self.plan) and not anyway:
             self._check_not_trained_further(saved["state"]["model"])
@@ -255,9 +257,10 @@ class _Run:
             for name, p in unwrap(learn.model).named_parameters():
                 p.requires_grad_(name in self.trains)  # callbacks had unfrozen more, or less
         try:
-            with _cache(learn, stage), skips:
+            last = self.stage + 1 == len(self.plan)
+            with _cache(learn, stage), skips, in_one_run(learn, self.stage, self.records, last=last) as one_run:
                 fit = _FITS[stage.fit] if isinstance(stage.fit, str) else stage.fit
-                cbs = [guard, *self._followers(stage), *([] if stop is None else [stop])]
+                cbs = [guard, one_run, *self._followers(stage), *([] if stop is None else [stop])]
                 fit(learn, stage.epochs, lrs(learn, stage.lr), cbs=cbs)
         except ValueError:
             if self.watch is not None and self.watch.refused:
