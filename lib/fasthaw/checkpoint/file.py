@@ -1,24 +1,28 @@
 """The file of a checkpoint: what `torch.save` writes, and a last line with a checksum over every byte.
 
-The checksum is compared before torch reads anything, so a damaged file is never half understood. The state is one file
-today; `parts` is where files of their own (a frozen part that is written once) will be named with their digests.
+The checksum is compared before torch reads anything, so a damaged file is never half understood. What is frozen is written
+once, to a file beside the checkpoint that is named by its digest; each checkpoint names that file and what it takes of it.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 import torch
+from torch import Tensor
 
 from .plain import plain_values
 
@@ -27,25 +31,59 @@ FORMAT = 3
 _MARK = "fasthaw checkpoint"
 _LAST = re.compile(rb"\nfasthaw checkpoint, format (\d{3}), (\d{15}) bytes, blake2b ([0-9a-f]{64})\n")
 _LAST_BYTES = len(b"\nfasthaw checkpoint, format 002, 000000000000000 bytes, blake2b \n") + 64
+_PART = re.compile(r"\.[0-9a-f]{16}\.frozen")  # what follows the checkpoint's name
 _HEAD_BYTES, _CHUNK = 4096, 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def save(path: Path, state: Mapping) -> None:
+@dataclass(frozen=True)
+class Part:
+    """A file beside a checkpoint: its name and digest, and for each tensor in it what tells whether it is still that one."""
+
+    file: str
+    digest: str
+    holds: Mapping[str, object]
+
+
+def save(path: Path, state: Mapping, part: Part | None = None, names: Collection[str] = ()) -> None:
     """Write `state` to `path` so that the file is at any moment the old one or the new one, whole.
+
+    The tensors called `names` are those of `part`, which was written before. Files of parts that the checkpoint does not
+    name any more are removed.
 
     Raises:
         OSError: the disk is full, or the place cannot be written; what was there before is still there.
     """
+    frozen = {} if part is None else {"file": part.file, "digest": part.digest, "names": list(names)}
+    _write(path, {"parts": {"frozen": frozen} if frozen else {}, **state})
+    for odd in path.parent.glob(f"{glob.escape(path.name)}.*.frozen"):
+        ours = _PART.fullmatch(odd.name[len(path.name) :]) and stat.S_ISREG(odd.lstat().st_mode) and begun(odd)
+        if ours and (part is None or odd.name != part.file):
+            odd.unlink(missing_ok=True)
+
+
+def save_part(path: Path, tensors: Mapping[str, Tensor], holds: Mapping[str, object]) -> Part:
+    """Write tensors, which are not copied, to a file beside the checkpoint `path` that is named by its digest.
+
+    Raises:
+        OSError: as `save`.
+    """
+    digest = _write(path, {"tensors": tensors}, is_part=True)
+    return Part(f"{path.name}.{digest[:16]}.frozen", digest, dict(holds))
+
+
+def _write(path: Path, content: Mapping, *, is_part: bool = False) -> str:
+    """Write `content`, and return its digest."""
     temporary = temporary_of(path)
     body = Body()
     try:
         with open(temporary, "xb") as body.file:
             # torch asks of a file for `write` and `flush` alone.
-            torch.save({_MARK: FORMAT, "parts": {}, **plain_values(state, copy=False)}, body)  # type: ignore[arg-type]
-            body.write_last_line()
+            torch.save({_MARK: FORMAT, **plain_values(content, copy=False)}, body)  # type: ignore[arg-type]
+            digest = body.write_last_line()
             os.fsync(body.file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, path.with_name(f"{path.name}.{digest[:16]}.frozen") if is_part else path)
+        return digest
     except RuntimeError as error:
         # After Ctrl-C torch's writer ends its archive all the same, and says that pieces of it are missing.
         interrupt = error.__context__
@@ -66,14 +104,31 @@ def save(path: Path, state: Mapping) -> None:
 
 
 def load(path: Path) -> dict:
-    """What `save` wrote; tensors in main memory.
+    """What `save` wrote; tensors in main memory, those of the part that it names among them.
 
     Raises:
-        ValueError: the file is damaged, cut short, empty, or no checkpoint of this format; the message says which.
+        ValueError: a file is damaged, cut short, empty, missing, or no checkpoint of this format; the message says which.
         OSError: it cannot be read.
     """
+    state, _ = _read(path)
+    frozen = state.pop("parts").get("frozen")
+    if frozen is None:
+        return state
+    beside = path.parent / Path(frozen["file"]).name
+    if not beside.is_file():
+        raise _refusal(path, f"names {beside} as the file of what is frozen, and that is not there")
+    content, digest = _read(beside)
+    if digest != frozen["digest"] or not content.get("tensors", {}).keys() >= {*frozen["names"]}:
+        raise _refusal(path, f"names {beside} as the file of what is frozen, and that is another one")
+    state["state"]["model"] |= {n: content["tensors"][n] for n in frozen["names"]}
+    state["state"]["fixed"] = []
+    return state
+
+
+def _read(path: Path) -> tuple[dict, str]:
+    """The content of a file that is whole, and its digest."""
     with open(path, "rb") as file:
-        form = _format_of(path, file)
+        form, digest = _format_and_digest(path, file)
         if form != FORMAT:
             raise _refusal(path, f"has format {form}, and this fasthaw reads format {FORMAT}")
         file.seek(0)
@@ -81,10 +136,8 @@ def load(path: Path) -> dict:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError) as error:
             raise _refusal(path, f"is whole, but torch {torch.__version__} cannot read it ({error})") from error
-    if state.pop("parts"):
-        raise _refusal(path, "has parts in files of their own, which this fasthaw does not read")
     del state[_MARK]
-    return state
+    return state, digest
 
 
 def temporary_of(path: Path) -> Path:
@@ -133,10 +186,11 @@ class Body:
         if self.failed is not None:
             raise self.failed
 
-    def write_last_line(self) -> None:
-        """What torch does not write: the line with the checksum."""
+    def write_last_line(self) -> str:
+        """What torch does not write: the line with the checksum, which is returned."""
         self.file.write(_last_line(FORMAT, self.size, self.digest))
         self.file.flush()
+        return self.digest.hexdigest()
 
 
 def _last_line(form: int, size: int, digest) -> bytes:
@@ -145,8 +199,8 @@ def _last_line(form: int, size: int, digest) -> bytes:
     return b"\nfasthaw checkpoint, %s, blake2b %s\n" % (said, digest.hexdigest().encode())
 
 
-def _format_of(path: Path, file: BinaryIO) -> int:
-    """The format of a file that is whole."""
+def _format_and_digest(path: Path, file: BinaryIO) -> tuple[int, str]:
+    """Those of a file that is whole."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(_HEAD_BYTES)
@@ -168,7 +222,7 @@ def _format_of(path: Path, file: BinaryIO) -> int:
     form = int(found[1])
     if _last_line(form, size - _LAST_BYTES, digest) != last:
         raise _refusal(path, "is damaged: its checksum is not that of its content")
-    return form
+    return form, digest.hexdigest()
 
 
 def _end_of(file: BinaryIO) -> bytes:

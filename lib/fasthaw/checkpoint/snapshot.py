@@ -6,7 +6,7 @@ position and loads into another network without a word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from fastai.learner import Learner
@@ -19,15 +19,20 @@ from .optimizer import check_optimizer, load_opt, opt_state
 from .plain import plain_values
 
 
-def snapshot(learn: Learner) -> dict:
-    """A copy, in main memory, of all that `put_back` restores.
+def snapshot(learn: Learner, *, fixed: Collection[str] = ()) -> dict:
+    """A copy, in main memory, of all that `put_back` restores; for parameters named in `fixed` the live ones stand.
 
     Raises:
         TypeError: an optimizer that keeps something else than tensors, numbers and texts.
     """
     params = _params(learn)
     return {
-        "model": plain_values({**params, **dict(unwrap(learn.model).named_buffers())}),
+        "model": {
+            n: plain_values(t)
+            for n, t in {**params, **dict(unwrap(learn.model).named_buffers())}.items()
+            if n not in fixed
+        },
+        "fixed": list(fixed),
         # Between two batches gradients are None or zeros, so zeros are told by None and not stored.
         "grads": {n: plain_values(p.grad) if p.grad.any() else None for n, p in params.items() if p.grad is not None},
         "opt": None if learn.opt is None else opt_state(learn),
@@ -47,7 +52,8 @@ def put_back(learn: Learner, state: Mapping) -> None:
     params = _params(learn, state)
     with torch.no_grad():
         for name, tensor in [*params.items(), *unwrap(learn.model).named_buffers()]:
-            tensor.copy_(state["model"][name])
+            if name not in state["fixed"]:
+                tensor.copy_(state["model"][name])
     for name, p in params.items():
         grad = state["grads"].get(name)
         p.grad = (
@@ -65,7 +71,8 @@ def put_back(learn: Learner, state: Mapping) -> None:
 def check_fits(learn: Learner, state: Mapping) -> None:
     """Raise ValueError where `put_back` would refuse; an optimizer that does not exist yet is not made for it."""
     params = _params(learn, state)
-    _check_same({**params, **dict(unwrap(learn.model).named_buffers())}, state["model"])
+    tensors = {**params, **dict(unwrap(learn.model).named_buffers())}
+    _check_same({n: t for n, t in tensors.items() if n not in state["fixed"]}, state["model"])
     _check_grads(params, state["grads"])
     check_generators(learn, state["random"])
     if learn.opt is not None and state["opt"] is not None:
@@ -88,7 +95,7 @@ def _agree_on_opt(learn: Learner, saved: Mapping | None) -> None:
 
 def _params(learn: Learner, state: Mapping | None = None) -> dict[str, nn.Parameter]:
     """Those of the model, and of a loss that trains with it; `state` was taken of those to put back."""
-    saved = {} if state is None else state["model"]
+    saved = {} if state is None else {**state["model"], **dict.fromkeys(state["fixed"])}
     besides = beside_the_model(learn, also=saved)
     if state is not None and state["opt"] is None:
         # Without an optimizer nobody said what it would train besides the model.

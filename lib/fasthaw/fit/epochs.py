@@ -15,7 +15,7 @@ from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import L
 
-from ..checkpoint import set_generators, snapshot
+from ..checkpoint import set_generators
 from ..outside.fastai import begin_at, begin_at_the_first, only_validates
 from ..together import Processes
 from .carried import StateOfCallbacks
@@ -59,11 +59,11 @@ class StopAtNonFinite(Callback):
 
 
 class KeepEpochs(Callback):
-    """Hand a snapshot and the epochs' values to `keep` after every epoch but the last."""
+    """Call `keep` with the number of finished epochs after every epoch but the last."""
 
     order = float("inf")  # after every other callback of the epoch
 
-    def __init__(self, keep: Callable[[dict, int], None], start: int, epochs: int) -> None:
+    def __init__(self, keep: Callable[[int], None], start: int, epochs: int) -> None:
         self.keep, self.start, self.epochs, self.begun = keep, start, epochs, False
 
     def before_fit(self) -> None:
@@ -79,7 +79,7 @@ class KeepEpochs(Callback):
             return
         done = self.learn.epoch + 1
         if self.start < done < self.learn.n_epoch:
-            self.keep(snapshot(self.learn), done)
+            self.keep(done)
 
 
 class AtEpoch(Callback):

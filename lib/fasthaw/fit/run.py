@@ -17,6 +17,7 @@ from fastai.learner import Learner
 
 from ..callbacks import FreezeProof, FrozenEval, given, grouped
 from ..checkpoint import (
+    Part,
     check_fits,
     check_replaceable,
     has_trained,
@@ -25,7 +26,7 @@ from ..checkpoint import (
     place_of,
     put_back,
     save,
-    snapshot,
+    save_part,
 )
 from ..features import cache_of, cached_features
 from ..freezing import FreezeContract, train_only
@@ -36,10 +37,11 @@ from ..plan import Plan, Stage, check
 from ..splitters import check_optimizer_groups, layer_groups
 from ..together import leads
 from ..undo import Undone
-from ..words import shown, wanted
+from ..words import shown, some_of, wanted
 from .best import StopAtPlateau, is_best_yet, recorded_names, restore_best
 from .carried import StateOfCallbacks, check_best_model, check_callbacks
 from .epochs import AtEpoch, KeepEpochs, ResumedHistory, SameRandomNumbers, StopAtNonFinite, epoch_values, epochs_from
+from .last_good import CopyWhatTrains, LastGood
 from .learner_rates import listed_groups, lrs
 from .one_run import in_one_run
 from .processes import on_any_backend, processes_of
@@ -48,6 +50,7 @@ from .same_run import SameRun
 
 # How differences in the items themselves begin, not in what loaders do with them.
 _ITEMS = [(part, what) for part in ("training", "validation") for what in ("number of items", "items")]
+_WORTH_A_FILE = 1 << 20  # bytes: less than this is frozen in networks to try things with
 _FITS = {"one_cycle": Learner.fit_one_cycle, "flat_cos": Learner.fit_flat_cos}
 # Learners that have finished a run with a checkpoint: only what they do after it can be further training.
 _finished: WeakSet[Learner] = WeakSet()
@@ -66,13 +69,14 @@ def fit_plan(
     Each stage makes exactly its groups train, applies its freeze contract and fits once. Groups that go
     on training keep their optimizer state (`learn.freeze_to` would wipe it). Without a `FrozenEval` on the learner one
     is added for the run. A stage with `cache` runs inside `cached_features`. Afterwards the groups of the last stage are left
-    to train, and the contract is the learner's own. A copy of the state after the last epoch is kept in main memory. An
+    to train, and the contract is the learner's own. A copy of what can move is kept in main memory after each epoch. An
     interruption (Ctrl-C) goes through; the learner can be used again, with the weights that it had come to. `cbs` are
     callbacks for the time of the run. fastai's `CSVLogger` and `SaveModelCallback` cover all stages: one log, and the best
     model of the whole plan, loaded at its end.
 
     With `checkpoint`, a file or an existing directory, the state after each epoch is written there, and the same call goes
-    on from it after an interruption; `resume=False` begins anew. Nobody else writes that file while the run goes on. A
+    on from it after an interruption; `resume=False` begins anew. What is frozen, where it is large, is written once to
+    a file beside it; a copy of a checkpoint needs both. Nobody else writes there while the run goes on. A
     resumed run ends in the same bits as an undisturbed one where random numbers are drawn from Python, numpy, torch or
     the data loaders, and kernels are deterministic. Epochs of before do not happen again: no callback sees them, but loggers
     get their rows, and callbacks have what they carried on: by `state_dict` and `load_state_dict` where they offer them,
@@ -157,7 +161,7 @@ def _begun(learn: Learner, plan: Plan, path: Path | None, frozen_eval: FrozenEva
         if resume and path is not None and run.same is not None and run.watch is not None and path.exists():
             run.resume(path, run.same, run.watch, anyway=resume == "anyway")
         else:
-            run.keep(snapshot(learn), epoch=0)
+            run.where = "the start of the run"
     except BaseException:
         learn.opt, learn.lr = opt, lr
         raise
@@ -170,14 +174,14 @@ class _Run:
     def __init__(self, learn: Learner, plan: Plan, path: Path | None, contract: FreezeContract) -> None:
         self.learn, self.plan, self.path = learn, plan, path
         self.stage, self.epoch, self.resumed, self.where = 0, 0, "", ""
-        self.last: dict = {}
         self.begun = 0.0  # by `time.perf_counter`
         self.records: list[StageRecord] = []
         self.history: list[dict] = []
         self.seconds = 0.0
         self.trains: list[str] = []
         self.carried: dict = {}
-        self.best: dict | None = None  # weights of the best epoch of the stage so far, where that is to be restored
+        self.last = LastGood(learn)
+        self.part: Part | None = None
         names = [g.name for g in listed_groups(learn)]
         self.processes = processes_of(learn)
         self.same = None if path is None else SameRun(learn, plan, names, contract)
@@ -203,12 +207,16 @@ class _Run:
         state = {**saved["state"], "random": self.processes.own_of(saved["random"])}
         put_back(self.learn, state)
         self.stage, self.epoch, self.records = saved["stage"], saved["epoch"], from_plain(saved["records"])
-        self.history, self.seconds, self.last = saved["history"], saved["seconds"], state
+        self.history, self.seconds = saved["history"], saved["seconds"]
         self.trains, self.carried = saved["trains"], saved["carried"]
         if not self.epoch:
             watch.give_back(self.learn, self.carried)
-        if saved["best"] is not None:
-            self.best = {"epoch": saved["best"]["epoch"], "model": saved["best"]["model"] or saved["state"]["model"]}
+        for name, p in unwrap(self.learn.model).named_parameters():
+            if self.epoch:
+                p.requires_grad_(name in self.trains)  # callbacks had unfrozen more, or less
+        self.last.resume(state)
+        if (best := saved["best"]) is not None:
+            self.last.best = {"epoch": best["epoch"], "model": best["model"] or self.last.state["model"]}
         self.where = f"the checkpoint {self.path}"
         place = f"in stage {self.stage + 1} after epoch {self.epoch}" if self.epoch else f"at stage {self.stage + 1}"
         self.resumed = f"Resumed {'at its end' if self.stage == len(self.plan) else place}."
@@ -255,7 +263,9 @@ class _Run:
         if self.epoch:
             skips = epochs_from(learn, self.epoch)
             for name, p in unwrap(learn.model).named_parameters():
-                p.requires_grad_(name in self.trains)  # callbacks had unfrozen more, or less
+                p.requires_grad_(name in self.trains)
+        else:
+            self.last.take()
         try:
             last = self.stage + 1 == len(self.plan)
             with _cache(learn, stage), skips, in_one_run(learn, self.stage, self.records, last=last) as one_run:
@@ -264,7 +274,7 @@ class _Run:
                 fit(learn, stage.epochs, lrs(learn, stage.lr), cbs=cbs)
         except ValueError:
             if self.watch is not None and self.watch.refused:
-                put_back(learn, self.last)
+                self.last.put_back()
             raise
         finally:
             frozen_eval.contract = own
@@ -274,27 +284,31 @@ class _Run:
         self._note()
         found = proof.report()  # what happened: a callback in the stage may have frozen or unfrozen besides
         stopped = "" if stop is None else stop.told
-        restored = restore_best(learn, self.processes, stage, self.history, self.best) if stage.restore else None
+        restored = restore_best(learn, self.processes, stage, self.history, self.last.best) if stage.restore else None
         record = StageRecord(stage.title, found.trained, self.seconds, tuple(self.history), found, stopped, restored)
         self.records.append(record)
-        self.stage, self.history, self.seconds, self.best = self.stage + 1, [], 0.0, None
-        self.keep(snapshot(learn), epoch=0)
+        if not found.holds:
+            self.part = None  # sums of bits said otherwise, and a digest is what proves
+        self.stage, self.history, self.seconds, self.last.best = self.stage + 1, [], 0.0, None
+        self.last.take()
+        self.keep(epoch=0)
 
     def _followers(self, stage: Stage) -> list[Callback]:
         """What keeps each epoch, and resumes the fit where the run is inside a stage."""
 
-        def epoch_done(state: dict, done: int) -> None:
+        def epoch_done(done: int) -> None:
             self._note()
+            self.last.take()
             if stage.restore and is_best_yet(self.processes, stage, self.history):
-                self.best = {"epoch": done, "model": state["model"]}
-            self.keep(state, epoch=done)
+                self.last.best = {"epoch": done, "model": self.last.state["model"]}
+            self.keep(epoch=done)
 
-        cbs: list[Callback] = [KeepEpochs(epoch_done, self.epoch, stage.epochs)]
+        cbs: list[Callback] = [KeepEpochs(epoch_done, self.epoch, stage.epochs), CopyWhatTrains(self.last)]
         if self.watch is None:
             return cbs
         if self.epoch:
             cbs += [AtEpoch(self.epoch), ResumedHistory(tuple(self.history), self.watch, self.carried)]
-            cbs.append(SameRandomNumbers(self.last["random"]))
+            cbs.append(SameRandomNumbers(self.last.state["random"]))
         return [*cbs, self.watch]
 
     def _note(self) -> None:
@@ -302,44 +316,44 @@ class _Run:
         self.history += epoch_values(self.learn, len(self.history))
         self.seconds, self.begun = self.seconds + time.perf_counter() - self.begun, time.perf_counter()
 
-    def keep(self, state: dict, *, epoch: int) -> None:
-        """Remember a good state, and write it where there is a checkpoint."""
-        self.last, self.epoch = state, epoch
-        at_start = f"the end of stage {self.stage}" if self.stage else "the start of the run"
-        self.where = f"stage {self.stage + 1}, epoch {epoch}" if epoch else at_start
-        if self.path is None or self.same is None or self.watch is None or not (self.stage or epoch):
+    def keep(self, *, epoch: int) -> None:
+        """Write the last good state, where there is a checkpoint."""
+        self.epoch, state = epoch, self.last.state
+        self.where = f"stage {self.stage + 1}, epoch {epoch}" if epoch else f"the end of stage {self.stage}"
+        if self.path is None or self.same is None or self.watch is None:
             return
         random = self.processes.all_of(state["random"])
         if not leads():
             return
-        save(
-            self.path,
-            {
-                "run": self.same.saved(),
-                "stage": self.stage,
-                "epoch": epoch,
-                "records": to_plain(self.records),
-                "history": self.history,
-                "seconds": self.seconds,
-                "trains": [n for n, p in unwrap(self.learn.model).named_parameters() if p.requires_grad],
-                "carried": self.watch.saved(self.learn),
-                "random": random,
-                "best": self._best_beside(state),
-                "state": state,
-            },
-        )
-
-    def _best_beside(self, state: Mapping) -> dict | None:
-        """The best epoch, and its weights where they are others than those of `state`."""
-        if self.best is None or self.best["model"] is not state["model"]:
-            return self.best
-        return {"epoch": self.best["epoch"], "model": None}
+        best = self.last.best
+        content = {
+            "run": self.same.saved(),
+            "stage": self.stage,
+            "epoch": epoch,
+            "records": to_plain(self.records),
+            "history": self.history,
+            "seconds": self.seconds,
+            "trains": [n for n, p in unwrap(self.learn.model).named_parameters() if p.requires_grad],
+            "carried": self.watch.saved(self.learn),
+            "random": random,
+            "best": best and {**best, "model": None if best["model"] is state["model"] else best["model"]},
+            "state": state,
+        }
+        fixed = self.last.fixed
+        if not fixed or sum(p.numel() * p.element_size() for p in fixed.values()) < _WORTH_A_FILE:
+            save(self.path, {**content, "state": {**state, "model": {**state["model"], **fixed}, "fixed": []}})
+            return
+        sums = self.last.sums
+        if self.part is None or any(self.part.holds.get(n) != s for n, s in sums.items()):
+            self.part = save_part(self.path, fixed, sums)
+        save(self.path, content, self.part, list(fixed))
 
     def _fail(self, stage: Stage, found: str) -> None:
-        put_back(self.learn, self.last)
+        lost = self.last.put_back()
+        but = f", but for {some_of(lost)}, which moved without requiring grad" if lost else ""
         raise FloatingPointError(
             f"the loss was not finite in stage {self.stage + 1} ({stage.title}), {found}. The learner is as it was at "
-            f"{self.where}. Lower the rate ({stage!r}) or look at the batch"
+            f"{self.where}{but}. Lower the rate ({stage!r}) or look at the batch"
         )
 
 
