@@ -9,8 +9,8 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 # What .venv needs for a target: a note in it says that it was installed. An environment of one's own is taken to have it.
 needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
-.PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants lines bench-freeze bench-recorder \
-    bench-splitters bench-dropout bench-features bench-fused bench-heads evidence evidence-quick faults dropout-coverage \
+.PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants lines bench bench-peers bench-cached-head \
+    bench-cuda bench-freeze bench-recorder bench-splitters bench-dropout bench-features bench-fused bench-heads evidence evidence-quick faults dropout-coverage \
     architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -66,6 +66,20 @@ mutants: $(call needs,dev) ## small faults in the lines changed since main: does
 
 lines: ## how much code there is, module by module; ARGS=v0.1.0 compares with another commit
 	$(or $(wildcard $(PY)),python3) tests/code_lines.py $(ARGS)
+
+bench: $(call needs,dev) ## every benchmark, one table with the limits, compared with the run before; ARGS="fused dropout" picks some
+	$(PY) -m pip install --quiet lightning finetuning-scheduler transformers accelerate
+	$(PY) tests/benchmarks/bench.py $(ARGS)
+
+bench-peers: $(call needs,dev) ## beside a bare loop, Lightning, finetuning-scheduler, the Trainer and fastai; an hour
+	$(PY) -m pip install --quiet lightning finetuning-scheduler transformers accelerate
+	$(PY) -W ignore tests/benchmarks/bench_peers.py $(ARGS)
+
+bench-cached-head: $(call needs,dev) ## what a cached head epoch costs beside a bare loop
+	$(PY) -W ignore tests/benchmarks/bench_cached_head.py $(ARGS)
+
+bench-cuda: $(call needs,dev) ## the figures of a CUDA device, where there is one
+	$(PY) -W ignore tests/benchmarks/bench_cuda.py
 
 bench-freeze: $(call needs,dev) ## what a frozen body costs
 	$(PY) tests/benchmarks/bench_freeze.py

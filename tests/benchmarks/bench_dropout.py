@@ -17,6 +17,7 @@ import time
 
 import torch
 import torchvision
+from figures import figure
 from torch import nn
 
 from fasthaw.dropout import insert_dropout, remove_dropout
@@ -90,7 +91,7 @@ def growth() -> bool:
                     remove_dropout(model)
                 seconds.append(best)
             exponent = math.log(seconds[1] / seconds[0]) / math.log(SIZES[1] / SIZES[0])
-            missed |= exponent > EXPONENT
+            missed |= not figure(f"insertion, {make.__name__}, {what}: exponent", exponent, EXPONENT)
             times = ", ".join(f"{s:.2f} s for {n:,}" for n, s in zip(SIZES, seconds, strict=True))
             print(f"insert_dropout, {make.__name__}, {what}: {times}; grows as n^{exponent:.2f} (limit {EXPONENT})")
     return missed
@@ -115,7 +116,7 @@ def main() -> int:
     print(f"ratios to the mean of those without: {', '.join(f'{r:.4f}' for r in ratios.median(0).values)}.")
     print(f"In activation calls: {act:.3f} and {act_again:.3f} ms without dropout, {act_inserted:.3f} ms with;")
     print(f"added {added:.3f} ms, {added / plain:.2%} of a forward (limit {LIMIT:.0%}); noise {abs(null) / plain:.2%}")
-    return int(missed or added > LIMIT * plain)
+    return int(not figure("inserted dropout in eval mode, of a forward", added / plain, LIMIT) or missed)
 
 
 if __name__ == "__main__":

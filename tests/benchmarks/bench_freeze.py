@@ -21,6 +21,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import trainable_params
+from figures import figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -140,7 +141,7 @@ def print_against_by_hand(networks: list[str], images: int, rounds: int) -> int:
     for network in networks:
         for name, (middle, low, high) in against_by_hand(network, 64, images, rounds).items():
             limit = 1.03 if name == "FrozenEval" else 0.65 if network == "lite0" else 1.0
-            missed += middle > limit
+            missed += not figure(f"{network}: {name} over eval + no_grad by hand", middle, limit)
             print(
                 f"{network}, 64 px, an epoch with {name} against eval + no_grad by hand: {middle:.3f} "
                 f"({low:.3f} to {high:.3f}; limit {limit})"
@@ -232,7 +233,7 @@ def main() -> int:
             seconds, share, around = measure(network, size, args.images, args.rounds)
             ours, freeze, unfrozen = (statistics.median(s) for s in seconds.values())
             wanted = NETWORKS[network][2] if (network, size) != ("lite0", 128) else 0
-            missed += freeze / ours < wanted
+            missed += not figure(f"{network}, {size} px: freeze() over FrozenEval", freeze / ours, wanted, least=True)
             table.add_row(
                 *(network, str(size), f"{ours:.2f}", f"{freeze:.2f}", f"{unfrozen:.2f}"),
                 f"{freeze / ours:.2f}x" + (f" (must {wanted}x)" if wanted else ""),

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 from fastai.optimizer import Adam
+from figures import figure
 from torch import nn
 from torchvision.models import efficientnet_b0, resnet18
 from torchvision.models.vision_transformer import VisionTransformer
@@ -59,6 +60,9 @@ def main() -> None:
                 if at >= 2:
                     best[arm] = min(best[arm], time.perf_counter() - begun)
         ours = best["fused_adam 2"]
+        figure(f"{name}: fastai's Adam over fused_adam", best["fastai 2"] / ours, 3.0, least=True)
+        figure(f"{name}: 10 groups over 2", best["fused_adam 10"] / ours, 1.2)
+        figure(f"{name}: fused_adam over torch's fused AdamW in one group", ours / best["torch flat"], 1.3)
         print(
             f"{name:16} fused_adam {ours * 1e3:6.2f} ms | fastai's Adam / it {best['fastai 2'] / ours:5.2f} | "
             f"10 groups / 2 {best['fused_adam 10'] / ours:5.2f} | it / torch's, flat {ours / best['torch flat']:5.2f}"
