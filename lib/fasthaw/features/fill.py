@@ -179,7 +179,9 @@ def _proved_rows(maker: Maker, task: Task, table: Table, settings: CacheSettings
     rows = table.take(torch.tensor(items))
     device = _device(learn)
     features = [f.whole(r.to(device, f.dtype), len(items)) for f, r in zip(cut.forms, rows, strict=False)]
-    inputs = split(learn, batch_of(learn, task.loader, items))[0]
+    batch = batch_of(learn, task.loader, items)
+    task.layout.rows(batch)  # or it is refused
+    inputs = split(learn, batch)[0]
     apart = prove(learn.model, cut, inputs, features, training=task.set == 0, context=precision(learn))
     if task.set == 0:
         few, parts = tree_map(lambda t: t[:_FEW], inputs), [f.rows(t) for f, t in zip(cut.forms, features, strict=True)]

@@ -101,6 +101,13 @@ def check_same_twice(dl, items: Sequence[int], what: str) -> None:
         raise _random(" and ".join(named), "", what, many=len(named) > 1)
     with all_the_same(what):
         first, second = ([tree_leaves(b) for b in watched(in_order(dl, items, bs=1, num_workers=0))] for _ in range(2))
+    shapes = list(dict.fromkeys(tuple(tuple(t.shape) for t in b if isinstance(t, Tensor)) for b in first))
+    if len(shapes) > 1:
+        one, two = ([list(s) for s in shape] for shape in shapes[:2])
+        raise Refused(
+            f"items differ in shape ({one} and {two}, one item each), so what is computed of one may go by the length of "
+            "its batch; a cache needs one shape for all. Resize or pad them alike, or fit without the cache"
+        )
     if len(first) != len(second) or not all(map(_equal, first, second)):
         named = random_transforms(dl, sure=False)
         raise _random(" and ".join(named or ["something"]), "", what, many=len(named) > 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from fastai.learner import Learner
-from torch import nn
+from torch import Tensor, nn
 
 from ..cache import own_directory
 from ..freezing import frozen
@@ -130,11 +130,12 @@ class CachedFeatures:
         self.report: CacheReport | None = None
         self.batches: Callable[[], None]  # the learner's own way through an epoch
         self._cache: Cached | None = None
+        self._model: nn.Module | None = None  # whose prefix it is of
         self._all: list[nn.Parameter] = []
         self._trains: list[bool] = []  # what trained when the cache was made or asked for
         self._stamp: Stamp | None = None  # what data and frozen part were then
         self._epoch, self._turn = -2, -1
-        self._refused = False
+        self._start: Start | None = None
 
     def serve(self) -> None:
         """In place of `learn.all_batches`: one epoch, from rows where its loader is cached."""
@@ -146,12 +147,19 @@ class CachedFeatures:
             self._turn += 1
         self._see()
         cache = self._cache
-        found = [] if cache is None else [s for s in cache.sets() if s[0] is learn.dl]
+        # Another network, as an average of the weights that validates, is run whole.
+        mine = cache is not None and learn.model is self._model
+        found = [s for s in cache.sets() if s[0] is learn.dl] if cache is not None and mine else []
         if cache is None or not found:
             self.batches()
             return
-        _Epoch(self, cache, *found[0]).run(self._turn if learn.training else 0)
-        if self._stamp is not None and self._stamp != stamp_of(learn, cache.cut):
+        try:
+            _Epoch(self, cache, *found[0]).run(self._turn if learn.training else 0)
+        except Refused:
+            if self._start is not None:
+                self._start.put_back()
+            raise
+        if self._stamp is not None and self._stamp.known != stamp_of(learn, cache.cut).known:
             raise RuntimeError(
                 "the data, their labels or attributes of the frozen layers were changed inside a cached epoch; change them "
                 "between epochs, or fit without the cache"
@@ -159,7 +167,7 @@ class CachedFeatures:
 
     def stop(self) -> None:
         """Drop the cache."""
-        self._cache = self._stamp = None
+        self._cache = self._stamp = self._start = self._model = None
 
     def _see(self) -> None:
         """Before an epoch: fill, or fill again where the cache does not hold any more."""
@@ -170,7 +178,19 @@ class CachedFeatures:
             if first:
                 self._all = list(learn.model.parameters())
         now = [p.requires_grad for p in self._all]
-        if first or now != self._trains:
+        if learn.training:  # a metric reads its first batch when one epoch is over
+            self._start = Start(learn) if first else None
+        if learn.model is not self._model:
+            if not first:
+                return
+            self._cache, self._model = None, learn.model
+        written = False
+        if self._cache is not None and self._stamp is not None:
+            seen = stamp_of(learn, self._cache.cut)
+            written = self._stamp.writes != seen.writes
+            if self._stamp.known != seen.known:
+                self._cache, self._trains = None, []
+        if first or written or now != self._trains:
             self._trains = now
             self._fill(layer_groups(learn))
         elif self._cache is not None and not self._holds(self._cache):
@@ -178,8 +198,6 @@ class CachedFeatures:
             self._fill(layer_groups(learn))
 
     def _holds(self, cache: Cached) -> bool:
-        if self._stamp != stamp_of(self.learn, cache.cut):
-            return False
         if not self.learn.training:
             return True
         with untouched(self.learn.model):
@@ -199,6 +217,29 @@ class CachedFeatures:
             warnings.warn(f"this fit goes on without the cache: {e}", stacklevel=2)
             return
         self.report, self._stamp = self._cache.report, stamp_of(self.learn, self._cache.cut)
+
+
+class Start:
+    """What a fit began with: `put_back` gives weights, buffers and optimizer state their values again, in place."""
+
+    def __init__(self, learn: Learner) -> None:
+        parts = [m for m in (learn.model, learn.loss_func) if isinstance(m, nn.Module)]
+        held = [t for m in parts for t in (*(p for p in m.parameters() if p.requires_grad), *m.buffers())]
+        self._values = [(t, t.detach().clone()) for t in held]
+        self._opt = learn.opt
+        self._states = {p: _copied(state) for p, state in learn.opt.state.items()}
+
+    def put_back(self) -> None:
+        """Make it so again."""
+        with torch.no_grad():
+            for t, value in self._values:
+                t.copy_(value)
+        self._opt.state.clear()
+        self._opt.state.update({p: _copied(state) for p, state in self._states.items()})
+
+
+def _copied(state):
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 class _Epoch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -24,7 +25,6 @@ from ..cache.code import library
 from ..outside.torch import written_times
 from ..prefix import Cut
 
-Stamp = list
 _WHOLE = 1 << 20  # bytes of an array that are looked at whole; NumPy does not count writes
 _SAMPLED = 1 << 14  # numbers of a larger one
 _WHOLE_TENSOR, _SAMPLED_TENSOR = 1 << 16, 1 << 8  # torch counts them
@@ -36,15 +36,28 @@ _OF_READING = {"do", "idx", "rng", "orig_sz", "final_sz", "tl", "cp_size", "pcts
 _OF_MODULES = frozenset(vars(nn.Module())) | {"training"}
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """The data of a learner and the attributes of its frozen part, and how often the weights there were written into.
+
+    Writes may leave weights what they were: a new count is a reason to look, not to compute anew.
+    """
+
+    known: list
+    writes: list
+
+
 def stamp_of(learn: Learner, cut: Cut) -> Stamp:
-    """The stamp of the data of a learner and of the modules before the cut; compare with `==`."""
-    walk = _Walk()
+    """The stamp of the data of a learner and of the modules before the cut."""
+    walk, writes = _Walk(), []
     for dl in learn.dls.loaders[:2]:
         walk.add(_of_loader(dl))
     for module in cut.modules.values():
         for m in module.modules():
             walk.module(m)
-    return walk.found
+        for t in (*module.parameters(), *module.buffers()):
+            writes += [id(t), written_times(t), t.data_ptr() if t.layout == torch.strided and not t.is_meta else 0]
+    return Stamp(walk.found, writes)
 
 
 def _of_loader(dl) -> list:
@@ -55,7 +68,7 @@ def _of_loader(dl) -> list:
 
 class _Walk:
     def __init__(self) -> None:
-        self.found: Stamp = []
+        self.found: list = []
         self._seen: dict[int, object] = {}
 
     def add(self, value, depth: int = 0) -> None:
@@ -72,9 +85,7 @@ class _Walk:
             self.add(part, depth + 1)
 
     def module(self, m: nn.Module) -> None:
-        """Add what a module computes by: its own attributes, tensors and code."""
-        for t in (*m.parameters(False), *m.buffers(False)):
-            self.found += [id(t), written_times(t), t.data_ptr() if t.layout == torch.strided and not t.is_meta else 0]
+        """Add what a module computes by besides its weights: its own attributes and code."""
         self.add({k: v for k, v in vars(m).items() if not _apart(k, v)})
         self.add(type(m).forward)
 
@@ -164,6 +175,8 @@ def _codes(code) -> list:
 
 
 def _of_tensor(t: Tensor) -> list:
+    if isinstance(t, nn.Parameter):
+        return [id(t)]
     about = [id(t), tuple(t.shape), written_times(t)]
     if t.is_meta or t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
         return about

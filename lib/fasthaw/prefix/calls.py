@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..groups import LayerGroup
 from ..outside.torch import keeps_more_than_tensors
@@ -26,10 +26,20 @@ def candidates(model: nn.Module, groups: Sequence[LayerGroup], frozen: Sequence[
     still = {id(m) for g, f in zip(groups, frozen, strict=True) if f for m in g.modules.values()}
 
     def may(module: nn.Module) -> bool:
-        own = [m for m in module.modules() if m._parameters or m._buffers]
+        # Scales and zero points of a quantised layer are buffers that nothing moves, whichever group it has come to.
+        own = [m for m in module.modules() if m._parameters or (m._buffers and not _quantised(m))]
         return all(id(m) in still for m in own) and not any(p.requires_grad for p in module.parameters())
 
     return {name: module for name, module in model.named_modules() if name and may(module)}
+
+
+def own_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers of a module and its parts that a forward or a step may move."""
+    return [b for m in module.modules() if not _quantised(m) for b in m.buffers(False)]
+
+
+def _quantised(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.ao.nn.quantized")
 
 
 def has_weights(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..freezing import frozen as frozen_states
 from ..groups import LayerGroup
 from ..outside.torch import tree_map
-from .calls import Key, candidates, has_weights
+from .calls import Key, candidates, has_weights, own_buffers
 from .layouts import ItemLayout, layout_of
 from .refused import Refused as Refused
 from .structure import Structure, flatten
@@ -85,7 +85,9 @@ def find_cut(model: nn.Module, groups: Sequence[LayerGroup], inputs: tuple) -> C
     if not any(map(has_weights, modules.values())):
         raise _nothing_frozen(groups, states)
     moving: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    moving += [b for g, f in zip(groups, states, strict=True) if not f for m in g.modules.values() for b in m.buffers()]
+    moving += [
+        b for g, f in zip(groups, states, strict=True) if not f for m in g.modules.values() for b in own_buffers(m)
+    ]
     few = partial(_items, inputs)
     try:
         three = traced(model, modules, moving, few(3), training=True)

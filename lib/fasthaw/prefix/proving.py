@@ -67,17 +67,11 @@ def _check_leaf(name: str, leaf, expected, n: int) -> None:
     shape = expected.shape(n)
     if isinstance(leaf, Tensor) and tuple(leaf.shape) == shape:
         return
-    d = expected.item_dim
-    fits = isinstance(leaf, Tensor) and leaf.dim() == len(shape)
-    if d is not None and fits and leaf.shape[d] != shape[d]:
-        raise Refused(
-            f"{name} makes {leaf.shape[d]} rows for {n} items instead of {shape[d]}: how many depends on what is in the "
-            f"batch, so they cannot be kept an item a row; {_ELSEWHERE}"
-        )
     came = tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf
     raise Refused(
-        f"{name} returns {came} for {n} items where {shape} was expected: the length of what it sees differs between batches. "
-        "Pad or cut all items to one length, or fit without the cache"
+        f"{name} returns {came} for {n} items where {shape} was expected: how many rows it makes for an item, or of what "
+        "length, depends on what is in the batch, so they cannot be kept an item a row. Pad or cut all items to one length, "
+        "or fit without the cache"
     )
 
 
