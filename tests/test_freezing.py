@@ -8,7 +8,7 @@ from torch import nn
 
 from fasthaw import FreezeContract, changed, fingerprints, frozen, split_at, train_only
 from fasthaw.freezing import fix_affine, held, hold, leaking_noise, makes_noise, release, selected
-from fasthaw.freezing.flags import few
+from fasthaw.freezing.flags import few, reads_flag
 from fasthaw.freezing.modes import held_modules
 from fasthaw.groups import groups_of_lists
 from networks import lstm, residual, vit
@@ -324,6 +324,33 @@ def test_noise_is_looked_for_whatever_the_network_takes(args, kwargs):
     train_only(groups, -2)
     hold(held_modules(groups, FreezeContract(), frozen(groups)))
     assert leaking_noise(net, groups, frozen(groups), args, kwargs) == "drops"
+
+
+def _asks(module):
+    return module.training
+
+
+def _hands_on(module):
+    return _asks(module)
+
+
+def _far(module):
+    return _hands_on(module)
+
+
+def _further(module):
+    return _far(module)
+
+
+@pytest.mark.parametrize(("helper", "seen"), [(_asks, True), (_hands_on, True), (_far, True), (_further, False)])
+def test_a_flag_is_seen_through_three_helpers(helper, seen):
+    """`forward` calls the first; what is further away is taken not to ask, as any code may lead anywhere in the end."""
+
+    class Calls(nn.Module):
+        def forward(self, x):
+            return x if helper(self) else -x
+
+    assert reads_flag(Calls()) is seen
 
 
 @pytest.mark.parametrize(

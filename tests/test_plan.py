@@ -1,7 +1,7 @@
 """Stages, plans and recipes as values: no network, no optimizer."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -232,9 +232,26 @@ def test_surgical_trains_only_the_named_groups():
     assert [s.train for s in surgical(3, 1e-3, ["stem", "head"])] == [("stem", "head")]
 
 
+def test_stages_and_plans_are_never_changed():
+    for value, field in ((Stage(1, 1e-3), "epochs"), (Plan(Stage(1, 1e-3)), "stages")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, field, 2)
+
+
+def test_a_stage_may_name_more_groups_than_a_network_has_but_not_any_number():
+    assert Stage(1, 1e-3, -(10**6)).train == -(10**6)
+    for odd in (-(10**6) - 1, 10**6 + 1):
+        with pytest.raises(ValueError, match="out of range: no network has so many groups"):
+            Stage(1, 1e-3, odd)
+    with pytest.raises(ValueError, match=r"1 selects no groups: -1 is the head alone, -1 the last 1"):
+        Stage(1, 1e-3, 1)
+
+
 def test_pinned_groups_count_as_frozen():
     check(Plan(Stage(1, 1e-2, cache=True)), NAMES, ["stem"])
     check(Plan(Stage(1, 1e-2, ("stem", "head"))), NAMES, ["stem"])
+    with pytest.raises(ValueError, match="cache=True and trains stem, the first group"):
+        check(Plan(Stage(1, 1e-2, cache=True)), NAMES, ["layer1"])
     with pytest.raises(ValueError, match=r"stage 1 \(stem\) trains nothing: all of it is pinned.*pinned=\(\)"):
         check(Plan(Stage(1, 1e-2, "stem")), NAMES, ["stem"])
 

@@ -1,5 +1,6 @@
 import math
 import pickle
+from dataclasses import FrozenInstanceError
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -54,6 +55,13 @@ def test_layer_decay_is_lr_times_decay_to_the_distance_from_the_head():
     assert LayerDecay(1.0, decay=0.5)(4) == (0.125, 0.25, 0.5, 1.0)
     assert LayerDecay(2.6**3)(4) == pytest.approx((1.0, 2.6, 2.6**2, 2.6**3), rel=1e-12)
     assert LayerDecay(1e-3, decay=1)(3) == (1e-3, 1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, Computed(fastai_rates)], ids=repr)
+def test_a_policy_is_never_changed(policy):
+    field = next(iter(vars(policy)))
+    with pytest.raises(FrozenInstanceError):
+        setattr(policy, field, 1.0)
 
 
 def test_no_group_of_layer_decay_is_below_its_floor():

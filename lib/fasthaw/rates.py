@@ -101,7 +101,7 @@ class LayerDecay(_Policy):
         return tuple(max(self.lr * self.decay**distance, self.floor) for distance in reversed(range(n)))
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False)
 class PerGroup(_Policy):
     """Every rate by itself, the group nearest the input first; it fits networks of just that many groups.
 
@@ -158,7 +158,7 @@ class Flat(_Policy):
         return (self.lr / self.body_div,) * (_at_least_one(n_groups) - 1) + (self.lr,)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Computed:
     """The rates that a function of the number of groups returns, times `factor`; prints by the function's name.
 

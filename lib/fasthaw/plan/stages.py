@@ -23,7 +23,7 @@ SCHEDULES = ("one_cycle", "flat_cos")
 _MOST = 10**6  # groups that a number may select before any network is known
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False)
 class Stage:
     """`epochs` of training at `lr`, during which exactly the groups `train` train.
 
@@ -140,7 +140,7 @@ class Stage:
         return f"Stage({self.epochs}, {_short(self.lr)}{options})"
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False)
 class Plan:
     """Stages that `fit_plan` runs one after the other; prints as a table.
 
