@@ -8,7 +8,7 @@ import fastai.callback.schedule  # noqa: F401 (adds fit_one_cycle and lr_find)
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.optimizer import Adam, OptimWrapper, ranger
@@ -115,6 +115,32 @@ def test_leftover_accumulated_gradients_do_not_move_a_frozen_body(opt):
     learn.fit(3, 1e-2, cbs=GradientAccumulation(n_acc=8))
     body, top = moved(learn, start)
     assert body == [] and top
+
+
+class SeesRightAfter(Callback):
+    """Which modules of the body are in training mode and which parameters train, for a callback of the next order."""
+
+    order = TrainEvalCallback.order + 2
+
+    def __init__(self) -> None:
+        self.training_modes, self.trains = set(), []
+
+    def before_epoch(self):
+        self.trains.append(frozen(self.learn))
+
+    def before_train(self):
+        self.training_modes |= {m.training for m in layer_groups(self.learn)[0].modules.values()}
+
+
+def test_callbacks_that_come_next_find_all_in_order():
+    """As they are given first, nothing but the order puts ours before them."""
+    sees = SeesRightAfter()
+    learn = learner(residual(), splitter=split_at("head"), cbs=[sees, FrozenEval()])
+    learn.freeze()
+    learn.fit(1, 1e-3)
+    assert sees.training_modes == {False}
+    learn.fit(2, 1e-3, cbs=UnfreezeAt({0: -1, 1: 0}))
+    assert sees.trains[1:] == [(True, False), (False, False)]
 
 
 class FreezeInMidFit(Callback):
