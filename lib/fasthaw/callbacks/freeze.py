@@ -270,7 +270,7 @@ class UnfreezeAt(OneLearner):
     UnfreezeAt({0: -1, 3: -3, 5: 0})
     """
 
-    order, run_valid = TrainEvalCallback.order + 1, False
+    order = TrainEvalCallback.order + 1
 
     def __init__(self, epochs: Mapping[int, int | str | tuple[str, ...]]) -> None:
         what = "UnfreezeAt takes {epoch: which groups train from then on}, such as {0: -1, 3: 0}"
