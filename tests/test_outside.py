@@ -19,6 +19,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedLin
 from fastai.data.load import DataLoader
+from fastai.learner import Learner
 from fastai.optimizer import Adam, Lookahead, OptimWrapper
 from fastai.torch_core import trainable_params
 from fastprogress.fastprogress import master_bar, progress_bar
@@ -509,3 +510,22 @@ def test_a_fit_of_several_processes_that_was_cut_short_is_unwrapped(learn):
     assert learn.dls.loaders == loaders
     of_fastai.not_together(learn)  # and nothing more the second time
     assert learn.model is model
+
+
+def test_a_learner_tells_whether_a_batch_takes_fastais_own_way(learn):
+    assert of_fastai.loops_as_fastai(learn)
+    learn._set_device = lambda batch: batch
+    assert not of_fastai.loops_as_fastai(learn)
+    del learn._set_device
+    learn.__class__ = type("Mine", (Learner,), {"_step": lambda self: None})
+    assert not of_fastai.loops_as_fastai(learn)
+
+
+def test_backward_and_step_fire_their_events_and_leave_zeros(learn):
+    seen = []
+    learn.add_cb(type("Seen", (Callback,), {"before_step": lambda self: seen.append(self.learn.loss_grad.item())})())
+    learn.create_opt()
+    weight = next(learn.model.parameters())
+    before, learn.loss_grad = weight.detach().clone(), sum(p.sum() for p in learn.model.parameters())
+    of_fastai.backward_and_step(learn)
+    assert len(seen) == 1 and not torch.equal(weight, before) and not weight.grad.any()

@@ -27,6 +27,7 @@ from ..undo import Standin, Undone
 from ..untouched import untouched
 from ..words import flag, wanted
 from .fill import Cached, filled, still_right
+from .head_loop import HeadLoop
 from .loaders import CachedLoader
 from .settings import CacheReport, CacheSettings
 from .stamps import Stamp, stamp_of
@@ -252,7 +253,7 @@ class _Epoch:
         self.loader = CachedLoader(source, tables, layout, cache.cut, self.replay, device)
         self.params = [p for m in cache.cut.modules.values() for p in m.parameters()]
         self.forward = Standin(self.model, "forward", self._forward)
-        self.looked = False
+        self.looked, self.loop = False, HeadLoop(self.learn)
 
     def run(self, turn: int) -> None:
         """All batches of the epoch."""
@@ -262,10 +263,12 @@ class _Epoch:
 
     def _enter(self) -> None:
         self.learn.dl = self.loader
+        self.loop.start()
         self.forward.put_in()
         self.replay.__enter__()
 
     def _leave(self) -> None:
+        self.loop.stop()
         if self.replay.entered:
             self.replay.__exit__()
         self.forward.take_out()

@@ -67,6 +67,31 @@ def run_batch(learn: Learner) -> None:
     type(learn)._do_one_batch(learn)
 
 
+_OF_A_BATCH = (
+    "_call_one",
+    "_with_events",
+    "_do_one_batch",
+    "_do_grad_opt",
+    "_backward",
+    "_step",
+    "_set_device",
+    "_split",
+)
+
+
+def loops_as_fastai(learn: Learner) -> bool:
+    """Whether a learner goes through a batch in fastai's own way: neither it, nor its class, nor a patch has another."""
+    names = (*_OF_A_BATCH, "one_batch", "__call__")
+    theirs = all(getattr(type(learn), n).__module__ == Learner.__module__ for n in names)
+    same = all(getattr(type(learn), n) is getattr(Learner, n) for n in names)
+    return theirs and same and not any(n in vars(learn) for n in names)
+
+
+def backward_and_step(learn: Learner) -> None:
+    """What follows the loss of a batch: backward, step and zeros, each with its events."""
+    learn._do_grad_opt()
+
+
 def trains_together(learn: Learner) -> bool:
     """Whether a fit of `learn` is one of several processes: within fastai's `distrib_ctx`, or wrapped by hand."""
     module = sys.modules.get("fastai.distributed")
