@@ -78,6 +78,9 @@ def cached_features(
         required: whether a fit that cannot be cached is an error; `False` warns with the reason and fits without, as around
             `learn.fine_tune`, whose second part freezes nothing.
 
+    Returns:
+        A context manager; what it yields has the `report`.
+
     Raises (in a fit, before anything is trained):
         ValueError: the fit cannot be cached without changing what it learns; the message says why, and the ways out.
         OSError: the disk is full, or the directory may not be read or written.

@@ -29,6 +29,9 @@ def layer_groups(
     it is one of ours; else those that the learner's optimizer has, or that its splitter makes where it has none yet. A
     network alone is divided by `split_stages()`.
 
+    Returns:
+        The groups, the one nearest the input first and the head last.
+
     Raises:
         SplitError: the groups do not cover the network exactly once.
         TypeError: neither a learner nor a network nor groups, or groups and a splitter, or no splitter.
@@ -56,6 +59,9 @@ def use_groups(learn, splitter: Splitter | Callable) -> tuple[LayerGroup, ...]:
     (momentum) begins afresh. What was frozen stays so. For learners whose function takes no splitter
     (`text_classifier_learner`), and to change groups between fits; `learn.splitter = ...` alone would leave the optimizer
     with the old ones.
+
+    Returns:
+        The groups that the learner has now, from the input to the head.
 
     Raises:
         SplitError: the splitter cannot divide the learner's network; nothing is changed then, as with the other errors.
@@ -85,6 +91,9 @@ def out_of_order(groups: object | nn.Module | Iterable[LayerGroup], order: Seque
 
     `groups` are a learner's, a network's or themselves. Empty where they, in the `order` that `execution_order` found, run
     one after the other.
+
+    Returns:
+        `{layer: name of the later group}`, dotted names.
 
     >>> from fasthaw.splitters import split_at
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

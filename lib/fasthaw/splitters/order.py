@@ -27,6 +27,9 @@ def execution_order(model: object | nn.Module, sample: object) -> tuple[str, ...
     attention is not, stands where the module around it is called, or else after the one registered before it.
     The model and the random state are as before afterwards.
 
+    Returns:
+        Dotted names, each once.
+
     Raises:
         ValueError: a lazy layer that has not met its input yet.
 

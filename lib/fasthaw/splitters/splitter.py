@@ -148,6 +148,9 @@ def split_stages(
     second tower: new or pretrained?) a warning says so once, and `head=("tab", "top")` decides: the modules and
     parameters that are the head.
 
+    Returns:
+        A value for `splitter=`; its `groups(model)` are the layer groups from the input to the head.
+
     Raises:
         SplitError: there is nothing to divide the network by, or it lacks a name of `head`.
     """
@@ -159,6 +162,9 @@ def split_blocks(
     *model: nn.Module, head: str | Iterable[str] = (), pinned: str | Iterable[str] | None = None
 ) -> Splitter:
     """One group a residual block or transformer layer, after the `stem` and before the `head`; `pinned` as for stages.
+
+    Returns:
+        A value for `splitter=`; its `groups(model)` are the layer groups from the input to the head.
 
     >>> net = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2) for _ in range(3)), nn.Linear(8, 2))
     >>> [g.name for g in split_blocks().groups(net)]
@@ -174,6 +180,9 @@ def split_even(n: int, *, head: str | Iterable[str] = (), pinned: str | Iterable
     The largest of them is as small as the blocks allow. A network without a head is divided into `n` such groups.
 
     `pinned` is as for `split_stages`.
+
+    Returns:
+        A value for `splitter=`; its `groups(model)` are the layer groups from the input to the head.
 
     Raises:
         ValueError: `n` is no whole number from 2 on.
@@ -196,6 +205,9 @@ def split_at(*module_names: str, pinned: str | Iterable[str] | None = None) -> S
     just before the next one named, or last. A layer in two groups is whole in none, as a container is.
 
     `pinned` is as for `split_stages`.
+
+    Returns:
+        A value for `splitter=`; its `groups(model)` are the layer groups from the input to the head.
 
     Raises:
         TypeError: no name, or one that is no string.
@@ -221,6 +233,9 @@ def split_by(*model: nn.Module, pinned: str | Iterable[str] | None = None, **pat
     nothing by matching all parameters of a layer.
 
     `pinned` is as for `split_stages`.
+
+    Returns:
+        A value for `splitter=`; its `groups(model)` are the layer groups from the input to the head.
 
     Raises:
         TypeError: no pattern.
