@@ -23,7 +23,7 @@ from .bare import bare_parameters, places_of_bare
 from .division import Doubt, Rule, checked_division
 from .named import at_names, by_patterns
 from .order import execution_order
-from .stages import by_blocks, by_size, by_stages
+from .structural import by_blocks, by_size, by_stages
 
 _TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # what each network was warned of
 

@@ -127,7 +127,7 @@ def without(node: Node, leaves: Collection[str]) -> Node | None:
     )
 
 
-def in_order(root: Node | None, leaves: Sequence[str]) -> Node | None:
+def as_called(root: Node | None, leaves: Sequence[str]) -> Node | None:
     """The tree with its nodes in the order in which `leaves` run.
 
     Where siblings run in turns, bare containers are dissolved (lists that are walked side by side), and what still runs

@@ -26,7 +26,7 @@ from .division import Division
 from .evenly import evenly
 from .head import Head, find_head
 from .names import names_of_groups
-from .tree import Node, Shapes, in_order, repeated, tree, without
+from .tree import Node, Shapes, as_called, repeated, tree, without
 
 # A network is divided into no fewer and no more stages than these, where its blocks allow it: T5 has two towers, GoogLeNet
 # three runs between poolings, EfficientNet seven stages, SqueezeNet eight blocks.
@@ -67,7 +67,7 @@ class Cell:
         return any(not n.size and "Pool" in type(n.module).__name__ for n in before)
 
 
-Stage = list[Cell]
+Cells = list[Cell]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Outline:
 
     tree: Node
     stem: Cell | None
-    stages: Sequence[Stage]
+    stages: Sequence[Cells]
     head: Head
 
     @property
@@ -101,7 +101,7 @@ def by_blocks(model: nn.Module, leaves: Sequence[str], /, head: Sequence[str] = 
 def by_size(model: nn.Module, leaves: Sequence[str], /, n: int, head: Sequence[str] = ()) -> Division:
     """Runs of blocks of about equal size, head."""
 
-    def runs(parts: Outline) -> list[Stage]:
+    def runs(parts: Outline) -> list[Cells]:
         blocks, n_runs = parts.cells, n - bool(parts.head)
         if n_runs > len(blocks):
             stem, at_end = " (one of them the stem)" * bool(parts.stem), " and a head" * bool(parts.head.leaves)
@@ -119,7 +119,7 @@ def _divided(
     leaves: Sequence[str],
     head: Sequence[str],
     plain: str,
-    runs_of: Callable[[Outline], Sequence[Stage]],
+    runs_of: Callable[[Outline], Sequence[Cells]],
 ) -> Division:
     """The runs of blocks under their names, and the head; an error where that leaves one group."""
 
@@ -153,9 +153,9 @@ def outline(model: nn.Module, leaves: Sequence[str], head: Sequence[str] = ()) -
     whole = tree(model)
     # The head is looked for in the order of execution as well: it may be registered first. Then what is left is ordered
     # anew, as a norm of the head that runs early may have joined a stage.
-    ordered = in_order(whole, leaves) or whole
+    ordered = as_called(whole, leaves) or whole
     found = find_head(ordered, Shapes(ordered), head)
-    root = in_order(without(whole, set(found.leaves)), leaves)
+    root = as_called(without(whole, set(found.leaves)), leaves)
     if root is None or not root.size:
         return Outline(whole, None, [[Cell(b, (root,))] for b in _hidden(root)] if root else [], found)
     shapes = Shapes(root)
@@ -196,7 +196,7 @@ def _spine(node: Node, total: int, shapes: Shapes) -> list[Node]:
     return found
 
 
-def _stages(elements: Sequence[Node], shapes: Shapes, towers: Sequence[str]) -> tuple[list[Node], list[Stage]]:
+def _stages(elements: Sequence[Node], shapes: Shapes, towers: Sequence[str]) -> tuple[list[Node], list[Cells]]:
     """What comes before the first stage, and the blocks of each stage."""
     runs = _runs(elements, shapes, towers)
     if len(runs) > 1 and SHARE * sum(r.size for r in runs) > sum(e.size for e in elements):
@@ -231,7 +231,7 @@ def _taken_apart(nodes: list[Node]) -> list[Node]:
         nodes = [part for n in nodes for part in (n.children if n is largest else (n,))]
 
 
-def _blocks_of(stage: Cell, shapes: Shapes) -> Stage:
+def _blocks_of(stage: Cell, shapes: Shapes) -> Cells:
     """A stage that is one cell yet, as the cells of its blocks."""
     parts = _opened(stage.nodes, shapes)
     inside = _opened([stage.block], shapes)
@@ -288,7 +288,7 @@ def _glued(nodes: Sequence[Node], blocks: Sequence[Node]) -> tuple[list[Node], l
 # ---- fewer stages where there are too many, more where there are too few
 
 
-def _fewer(stages: list[Stage]) -> list[Stage]:
+def _fewer(stages: list[Cells]) -> list[Cells]:
     """No more than `MOST` stages, made by joining neighbours.
 
     1. Chains stay apart: the last layers of an image tower and the first of a text tower are no stage, whatever they have in
@@ -302,7 +302,7 @@ def _fewer(stages: list[Stage]) -> list[Stage]:
         return stages
     chains = [list(same) for _, same in groupby(stages, _parent)]
     chains = [[s for c in chains for s in c]] if min(map(len, chains)) == 1 else chains
-    keys: tuple[Callable[[Stage], object], ...] = (_pooled(stages), _kind, _width)
+    keys: tuple[Callable[[Cells], object], ...] = (_pooled(stages), _kind, _width)
     for key in keys:
         runs = [run for chain in chains for run in _where(chain, key)]
         if FEWEST <= len(runs) <= MOST:
@@ -311,7 +311,7 @@ def _fewer(stages: list[Stage]) -> list[Stage]:
     return [run for chain in chains for run in _evenly(chain, _parts(sum(map(_size, chain)), total))]
 
 
-def _more(stages: list[Stage], fewest: int) -> list[Stage]:
+def _more(stages: list[Cells], fewest: int) -> list[Cells]:
     """More stages out of one or two, or of one that holds nearly all; at least `fewest` if there are blocks enough."""
     total, largest = sum(map(_size, stages)), max(map(_size, stages), default=0)
     if len(stages) < FEWEST or NEARLY_ALL[1] * largest > NEARLY_ALL[0] * total:
@@ -324,7 +324,7 @@ def _more(stages: list[Stage], fewest: int) -> list[Stage]:
     return stages
 
 
-def _alone_divided(stages: list[Stage], runs: Sequence[str]) -> list[Stage]:
+def _alone_divided(stages: list[Cells], runs: Sequence[str]) -> list[Cells]:
     """The stages, a long run that stands alone (the layers of one of two towers) divided as its share of the whole."""
     total, parts = sum(map(_size, stages)), []
     around = Counter(map(parent_name, runs))
@@ -338,39 +338,39 @@ def _parts(size: int, total: int) -> int:
     return max(1, round(PARTS * size / total))
 
 
-def _evenly(stages: Sequence[Stage], n: int) -> list[Stage]:
+def _evenly(stages: Sequence[Cells], n: int) -> list[Cells]:
     runs = evenly(stages, [_size(s) for s in stages], min(n, len(stages)))
     return [[cell for s in run for cell in s] for run in runs]
 
 
-def _parent(stage: Stage) -> str:
+def _parent(stage: Cells) -> str:
     """The name of what holds the stage, or its only block."""
     name = parent_name(stage[0].block.name)
     return name if len(stage) == 1 else parent_name(name)
 
 
-def _size(stage: Stage) -> int:
+def _size(stage: Cells) -> int:
     return sum(c.size for c in stage)
 
 
-def _kind(stage: Stage) -> object:
+def _kind(stage: Cells) -> object:
     return stage[-1].block.kind
 
 
-def _width(stage: Stage) -> int:
+def _width(stage: Cells) -> int:
     return stage[-1].block.width
 
 
-def _pooled(stages: Sequence[Stage]) -> Callable[[Stage], int]:
+def _pooled(stages: Sequence[Cells]) -> Callable[[Cells], int]:
     """A key that changes with every pooling."""
     counts = accumulate(int(s[0].pooled) for s in stages)
     count = {id(s[0]): n for s, n in zip(stages, counts, strict=True)}
     return lambda stage: count[id(stage[0])]
 
 
-def _where(stages: Sequence[Stage], key: Callable[[Stage], object]) -> list[Stage]:
+def _where(stages: Sequence[Cells], key: Callable[[Cells], object]) -> list[Cells]:
     """Runs in which the key stays the same; a block alone with its kind leads over to the next."""
-    runs: list[Stage] = []
+    runs: list[Cells] = []
     alone = False
     for _, same in groupby(stages, key):
         cells = [cell for s in same for cell in s]
