@@ -158,6 +158,44 @@ def test_an_interrupted_comparison_keeps_what_was_finished(tmp_path):
 
 
 @pytest.mark.slow
+class Counting(nn.Linear):
+    """A layer of the body that counts the rows it computed."""
+
+    rows = 0
+
+    def forward(self, x):
+        Counting.rows += len(x)
+        return super().forward(x)
+
+
+def counting(seed):
+    learn = make(seed)
+    layer = Counting(12, 8)
+    layer.load_state_dict(learn.model[0][1].state_dict())
+    learn.model[0][1] = layer
+    learn.dls = loaders(n=300)
+    return learn
+
+
+@pytest.mark.slow
+def test_arms_of_a_seed_share_what_they_cache_and_end_where_they_end_alone():
+    seen = []
+
+    def arm(lr):
+        def train(learn):
+            Counting.rows = 0  # the class counts among the code of the network, by which a cache is known
+            fit_plan(learn, Plan(Stage(4, lr, -1, cache=True)))
+            seen.append(Counting.rows)
+
+        return train
+
+    arms = {"a": arm(1e-2), "b": arm(1e-1)}
+    shared, apart = compare(counting, arms, seeds=1), compare(counting, arms, seeds=1, share_caches=False)
+    first, second, *alone = seen
+    assert second < 0.5 * first and second < 0.5 * min(alone)
+    assert [r.scores for r in shared.runs] == [r.scores for r in apart.runs]
+
+
 def test_runs_in_processes_are_those_of_one_process():
     arms = {"head": HEAD, "all": ALL}
     alone, together = compare(make, arms, seeds=2), compare(make, arms, seeds=2, n_jobs=2)

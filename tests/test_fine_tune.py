@@ -40,8 +40,8 @@ def test_another_body_has_small_rates_and_its_first_group_stays_frozen():
 
 def test_more_steps_have_smaller_rates():
     one, more = (fine_tune_plan(make(), n).stages[1] for n in (2, 12))
-    assert (one.epochs, more.epochs) == (1, 6)
-    assert one.lr.lr / more.lr.lr == pytest.approx(6**0.5)
+    assert (one.epochs, more.epochs) == (1, 7)
+    assert one.lr.lr / more.lr.lr == pytest.approx(7**0.5)
 
 
 def test_given_rates_are_taken():

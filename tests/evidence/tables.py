@@ -18,6 +18,8 @@ def written(folder: Path, question, task, found: Comparison) -> None:
     folder.mkdir(exist_ok=True)
     name = f"{question.name}, {task.name}".replace(", ", "-").replace(" ", "_")
     _write(folder / f"{name}.csv", rows(found))
+    if question.name == "fine_tune":
+        _write(folder / f"{name}-best.csv", against_best(found))
     frame = found.dataframe()
     frame.to_csv(folder / f"{name}-runs.csv", index=False, float_format="%.6g")
 
@@ -27,11 +29,33 @@ def rows(found: Comparison) -> list[dict]:
     made = []
     for r in found.rows:
         d = r.difference
-        runs = [run for run in found.runs if run.arm == r.arm and not run.error]
         ends = {} if d is None else {"difference": d.mean, "low": d.low, "high": d.high, "by": d.by}
         about = {"arm": r.arm, "items": r.items, "seeds": r.seeds, found.metric: r.mean, **ends}
-        made.append(about | {"cpu seconds": float(np.median([run.cpu for run in runs]))})
+        made.append(about | {"cpu seconds": _cpu(found, r.arm)})
     return made
+
+
+def against_best(found: Comparison) -> list[dict]:
+    """`fine_tune` less the best of fastai's three, chosen on the validation split: with momentum as it is, and by steps."""
+    theirs = [arm for arm in found.arms if arm.startswith("fastai") and any(r.arm == arm for r in found.rows)]
+    made = []
+    for kind, by_steps in (("as it is", False), ("momentum by steps", True)):
+        arms = [arm for arm in theirs if ("momentum" in arm) == by_steps]
+        if not arms:
+            continue
+        best = best_of(found, arms)
+        seconds = [_cpu(found, arm) for arm in ("fine_tune", best)]
+        for r in against(found, best).rows:
+            if r.arm == "fine_tune" and r.items != VALID and r.difference is not None:
+                d, of_best = r.difference, next(o.mean for o in found.rows if (o.arm, o.items) == (best, r.items))
+                about = {"fastai": kind, "best arm": best, "items": r.items, "seeds": r.seeds, "fine_tune": r.mean}
+                ends = {"best": of_best, "difference": d.mean, "low": d.low, "high": d.high, "by": d.by}
+                made.append(about | ends | {"share of its CPU seconds": seconds[0] / seconds[1]})
+    return made
+
+
+def _cpu(found: Comparison, arm: str) -> float:
+    return float(np.median([run.cpu for run in found.runs if run.arm == arm and not run.error]))
 
 
 def best_of(found: Comparison, arms: list[str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType
 from typing import Any
 
@@ -17,7 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from ..plan import Plan
 from ..randomness import random_state, set_random_state
 from ..undo import Undone
-from ..words import did_you_mean
+from ..words import did_you_mean, flag
 from .comparison import Comparison
 from .runs import Run, fresh, metrics_of, run_arm, signature
 from .store import Store
@@ -33,6 +35,7 @@ def compare(
     extra_dls: Mapping[str, object] | None = None,
     store: str | Path | None = None,
     n_jobs: int = 1,
+    share_caches: bool = True,
 ) -> Comparison:
     """Train every arm with every seed, and tell how far each is from the baseline, with a 95 % interval.
 
@@ -48,6 +51,8 @@ def compare(
         metrics: functions of `(predictions, targets)` as the loss takes them; by default the learner's own. The first counts.
         extra_dls: further sets of items to judge on, by name: loaders, or functions of the learner that return one.
         store: a SQLite file that keeps finished runs: the same call goes on where it stopped, more arms and seeds are added.
+        share_caches: whether arms of one seed share what their cached stages compute, for the time of this call, on disk. An
+            arm that finds a cache is not charged for filling it: `False` where seconds are what is compared.
         n_jobs: how many runs at a time, as joblib counts; within `joblib.parallel_config(backend=...)` on a cluster.
 
     Returns:
@@ -60,6 +65,7 @@ def compare(
     seeds, extra_dls, baseline = _seeds(seeds), dict(extra_dls or {}), _baseline(arms, baseline)
     if not callable(make_learner) or isinstance(make_learner, Learner):
         raise TypeError(f"make_learner is a function of a seed that returns a new Learner; {make_learner!r} came")
+    flag(share_caches, "share_caches")
     state = random_state()
     with Undone(lambda: None, lambda: set_random_state(state)):
         learn = _checked_factory(make_learner, seeds)
@@ -67,17 +73,32 @@ def compare(
         task = _task(learn, named, extra_dls)
         del learn
         keep = None if store is None else Store(store, task)
-        runs = _all_runs(make_learner, arms, seeds, named if metrics is not None else None, extra_dls, keep, n_jobs)
+        with TemporaryDirectory(prefix="fasthaw-caches-") as caches:
+            asked = Asked(make_learner, arms, named if metrics is not None else None, extra_dls)
+            runs = _all_runs(asked, seeds, keep, n_jobs, Path(caches) if share_caches else None)
     return Comparison(tuple(runs), baseline, tuple(named), tuple(arms))
 
 
-def _all_runs(make_learner, arms, seeds, metrics, extra_dls, keep: Store | None, n_jobs: int) -> list[Run]:
+@dataclass(frozen=True)
+class Asked:
+    """What every run is made of."""
+
+    make_learner: Callable[[int], Learner]
+    arms: Mapping[str, Plan | Callable[[Learner], object]]
+    metrics: Mapping[str, Callable] | None
+    extra_dls: Mapping[str, object]
+
+
+def _all_runs(what: Asked, seeds: Sequence[int], keep: Store | None, n_jobs: int, caches: Path | None) -> list[Run]:
     """Those that are kept already, and the rest trained, seed by seed so that an early look compares all arms."""
-    keys = {name: _key(arm) for name, arm in arms.items()}
-    asked = [(seed, name) for seed in seeds for name in arms]
+    keys = {name: _key(arm) for name, arm in what.arms.items()}
+    asked = [(seed, name) for seed in seeds for name in what.arms]
     done = {} if keep is None else {(s, n): run for s, n in asked if (run := keep.get(n, keys[n], s)) is not None}
     todo = [at for at in asked if at not in done]
-    work = (joblib.delayed(run_arm)(make_learner, name, arms[name], seed, metrics, extra_dls) for seed, name in todo)
+    work = (
+        joblib.delayed(run_arm)(what.make_learner, name, what.arms[name], seed, what.metrics, what.extra_dls, caches)
+        for seed, name in todo
+    )
     results = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(work) if todo else []
     for run in progress_bar(results, total=len(todo), leave=False) if todo else ():
         done[run.seed, run.arm] = run

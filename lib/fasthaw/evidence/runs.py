@@ -7,6 +7,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..fit import fit_plan
+from ..fit import caches_shared, fit_plan
 from ..outside.fastai import will_be_undone
 from ..plan import Plan
 from ..randomness import seed_all, where_it_stands
@@ -77,13 +78,18 @@ def run_arm(
     seed: int,
     metrics: Mapping[str, Callable] | None,
     extra_dls: Mapping[str, object],
+    caches: Path | None = None,
 ) -> Run:
-    """Train a fresh learner by `arm` and judge it; an arm that raises gives a run that says so."""
+    """Train a fresh learner by `arm` and judge it; an arm that raises gives a run that says so.
+
+    Arms of one seed share what they cache in `caches`, where that folder is on this machine.
+    """
     learn = fresh(make_learner, seed)
     metrics = metrics or metrics_of(learn)
     history, begun, cpu, memory = _History(), time.perf_counter(), time.process_time(), _Memory()
     try:
-        with learn.no_bar(), learn.no_logging(), learn.added_cbs(history):
+        shared = nullcontext() if caches is None or not caches.is_dir() else caches_shared(caches, f"seed {seed}")
+        with shared, learn.no_bar(), learn.no_logging(), learn.added_cbs(history):
             fit_plan(learn, arm) if isinstance(arm, Plan) else arm(learn)
         seconds, cpu, peak = time.perf_counter() - begun, time.process_time() - cpu, memory.peak()
         with learn.no_bar(), learn.no_logging():

@@ -8,5 +8,6 @@ from .preview import preview as preview
 from .record import RunRecord as RunRecord
 from .record import StageRecord as StageRecord
 from .run import fit_plan as fit_plan
+from .shared import caches_shared as caches_shared
 from .sweep import Sweep as Sweep
 from .sweep import lr_find as lr_find

@@ -47,6 +47,7 @@ from .one_run import in_one_run
 from .processes import on_any_backend, processes_of
 from .record import RunRecord, StageRecord, from_plain, to_plain
 from .same_run import SameRun
+from .shared import where_shared
 
 # How differences in the items themselves begin, not in what loaders do with them.
 _ITEMS = [(part, what) for part in ("training", "validation") for what in ("number of items", "items")]
@@ -391,7 +392,7 @@ def _cache(learn: Learner, stage: Stage) -> AbstractContextManager:
     """What the stage asks for; within a `cached_features` of the user's that one goes on."""
     if not stage.cache or cache_of(learn) is not None:
         return nullcontext()
-    return cached_features(learn, required=stage.cache is True)
+    return cached_features(learn, required=stage.cache is True, **where_shared())
 
 
 def _plain_hypers(opt) -> None:
