@@ -33,6 +33,7 @@ from data import Items, learner
 from fasthaw.callbacks import FrozenEval, UnfreezeAt
 from fasthaw.features import cached_features
 from fasthaw.features.loaders import CachedLoader
+from fasthaw.features.stamps import _Walk
 from fasthaw.fit import fit_plan, lr_find
 from fasthaw.freezing import FreezeContract, train_only
 from fasthaw.plan import Plan, Stage
@@ -942,3 +943,15 @@ def test_the_progress_bar_tells_the_size_before_filling(capsys):
         warnings.simplefilter("ignore")
         learn.fit(1, 1e-2)
     assert "caching 14 training items after body: 0.1 MB in memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("depth", range(13))
+def test_pictures_in_memory_have_one_stamp_however_deep_they_are(depth):
+    """Lists that the look makes itself, at its deepest, are not told apart by where they are in memory."""
+    nested = [PILImage.create(np.zeros((4, 4, 3), np.uint8)) for _ in range(3)]
+    for _ in range(depth):
+        nested = [nested]
+    looks = _Walk(), _Walk()
+    for look in looks:
+        look.add(nested)
+    assert looks[0].found == looks[1].found

@@ -77,7 +77,8 @@ class _Walk:
             self.found.append(value)
             return
         if id(value) in self._seen or depth > _DEEPEST:
-            self.found.append(id(value))
+            # Lists and dictionaries so deep may be made here, and be others the next time.
+            self.found.append(len(value) if isinstance(value, list | dict) else id(value))
             return
         self._seen[id(value)] = value
         self.found.append(type(value))
