@@ -1,6 +1,7 @@
 """Plans on a learner: what the run does is what the preview said, what hand-written stages do, and what can be resumed."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -632,6 +633,21 @@ def test_the_plot_shows_each_rate_where_its_group_trains():
     np.testing.assert_array_equal(rate.lines[3].get_ydata(), said.rates[:, 3])
     assert [t.get_text() for t in lanes.get_yticklabels()] == NAMES
     assert 'src="data:image/png;base64,' in said._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (STAGED, r"The highest rate is 0.01 \(head, stage 1 head\), the lowest peak 1e-05 \(stem, stage 3 all\)."),
+        (Plan(Stage(1, 1e-3)), "All rates go up to 0.001."),
+        (
+            Plan(Stage(1, [0.0, 0.0, 1e-4, 1e-3])),
+            r"0.001 \(head, stage 1 all\), the lowest peak 0.0001 \(body.3, stage 1",
+        ),
+    ],
+)
+def test_the_preview_names_the_highest_and_the_lowest_rate(plan, said):
+    assert re.search(said, preview(make(), plan).summary())
 
 
 # lr_find

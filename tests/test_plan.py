@@ -165,6 +165,22 @@ def test_the_rate_of_a_stage_is_a_policy_once_it_is_made():
     assert Stage(np.int64(2), 1e-3) == Stage(2, 1e-3) and type(Stage(np.int64(2), 1e-3).epochs) is int
 
 
+@pytest.mark.parametrize(("n", "factor"), [(11, 0.631), (14, 0.702), (26, 0.832), (300, 0.985)])
+def test_gradual_unfreezing_of_many_groups_says_that_the_first_stands_still_and_which_factor_moves_it(n, factor):
+    with pytest.warns(
+        UserWarning, match=rf"first of {n} groups all but stands still.*LayerDecay\(0.001, decay={factor}\)"
+    ):
+        gradual_unfreezing(1, 1e-3, n)
+    assert 0.009 < LayerDecay(1e-3, decay=factor)(n)[0] / 1e-3 < 0.012
+
+
+def test_gradual_unfreezing_does_not_warn_where_all_move_or_were_said_by_hand():
+    for lr, n in [(1e-3, 1), (1e-3, 10), (Geometric(1e-9, 1e-3), 14), (LayerDecay(1e-3, floor=1e-6), 14), (0.0, 14)]:
+        gradual_unfreezing(1, lr, n)
+    with pytest.warns(UserWarning, match="rate is 4e-09, that of the head 0.001, at a factor of 0.38"):
+        gradual_unfreezing(1, 1e-3, 14)
+
+
 def test_a_plan_wider_than_the_terminal_loses_the_middle_of_names_alone(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     text = str(Plan(Stage(1, 1e-3, tuple("abcdefgh"), name="[b]" + "x" * 40)))

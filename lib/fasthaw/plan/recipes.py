@@ -5,11 +5,16 @@ Each takes the epochs and the rate first, as `fit_one_cycle` does; what else it 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from ..rates import Flat, LayerDecay, Rate, RateLike, as_rate
 from ..words import at_least, names_of, wanted
 from .stages import Plan, Stage
+
+# Shares of the head's rate. ULMFiT's five groups end at 1/46 of it, a BEiT's fourteen at 1/42 (decay 0.75): a hundredth is
+# small, and learns. At a ten-thousandth Adam moves a weight in ten thousand steps as far as one of the head's in one.
+_SMALL, _STILL = 1e-2, 1e-4
 
 
 def head_then_all(epochs: int, lr: RateLike, *, head_epochs: int = 1, head_lr: RateLike | None = None) -> Plan:
@@ -33,7 +38,8 @@ def gradual_unfreezing(epochs: int, lr: RateLike, n_groups: int, *, last_epochs:
 
     `epochs` is the length of each stage, `last_epochs` that of the last, which trains all. A number for `lr` is the
     head's rate, each group before at 1/2.6 of the one after it. It pays with little data and a body that
-    forgets easily, language models above all. `n_groups` is `len(layer_groups(learn))`.
+    forgets easily, language models above all. `n_groups` is `len(layer_groups(learn))`; where so many leave the first
+    group all but still, a warning says which factor does not.
 
     Returns:
         `n_groups` stages, the first with the head alone, the last with all.
@@ -46,6 +52,7 @@ def gradual_unfreezing(epochs: int, lr: RateLike, n_groups: int, *, last_epochs:
     """
     n_groups = at_least(1, n_groups, "n_groups is how many layer groups there are")
     rate, last = _decaying(lr), epochs if last_epochs is None else last_epochs
+    _warn_of_still(rate, n_groups)
     return Plan(*(Stage(epochs, rate, -k) for k in range(1, n_groups)), Stage(last, rate))
 
 
@@ -102,6 +109,20 @@ def surgical(epochs: int, lr: RateLike, train: str | Sequence[str]) -> Plan:
     Plan(Stage(3, 0.001, train=('stem', 'head')))
     """
     return Plan(Stage(epochs, lr, train))
+
+
+def _warn_of_still(rate: Rate, n_groups: int) -> None:
+    """Where the factor suits few groups and not so many; whoever says both ends, or each rate, has seen them."""
+    if not isinstance(rate, LayerDecay):
+        return
+    first, head = rate(n_groups)[0], rate(n_groups)[-1]
+    if 0 < first < _STILL * head:
+        factor = _SMALL ** (1 / (n_groups - 1))
+        warnings.warn(
+            f"the first of {n_groups} groups all but stands still: its rate is {first:.0e}, that of the head {head:g}, at a "
+            f"factor of {rate.decay:.2g} a group. LayerDecay({rate.lr:g}, decay={factor:.3g}) gives it 1/100 of the head's",
+            stacklevel=3,
+        )
 
 
 def _decaying(lr: RateLike) -> Rate:
