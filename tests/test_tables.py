@@ -63,7 +63,7 @@ def plan():
 
 def previewed():
     learn = learner(residual(), splitter=split_at("body.2", "head"), cbs=FrozenEval())
-    return preview(Plan(Stage(2, 1e-2, train=-1), Stage(3, LayerDecay(2e-3))), learn)
+    return preview(learn, Plan(Stage(2, 1e-2, train=-1), Stage(3, LayerDecay(2e-3))))
 
 
 def proof():
@@ -176,6 +176,12 @@ def test_names_lose_their_middle_and_numbers_nothing(monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     text = as_text(("module", "parameters"), [("encoder.layers.encoder_layer_11.mlp", "1,234,567,890,123")])
     assert text.splitlines()[-1] == "encode…1.mlp  1,234,567,890,123"
+
+
+def test_names_of_wide_characters_fit_and_a_line_break_in_a_cell_is_a_space(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    lines = as_text(("名前", "says"), [("画像分類モデル名前名前", "1,234"), ("a", "one\ntwo")]).splitlines()
+    assert [line.split() for line in lines[2:]] == [["画像分類…前名前", "1,234"], ["a", "one"], ["two"]]
 
 
 def test_sentences_wrap_before_names_are_shortened(monkeypatch):

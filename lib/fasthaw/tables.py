@@ -35,15 +35,19 @@ def wrapped(text: str) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """`name` in at most `width` characters; what is left out is in the middle.
+    """`name` in at most `width` columns of a screen; what is left out is in the middle.
 
     >>> shortened("encoder.layers.11.mlp", 12)
     'encode…1.mlp'
     """
-    if len(name) <= width:
-        return name
-    end = (width - 1) // 2
-    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+    from rich.cells import cell_len
+
+    kept = min(width, len(name)) - 1  # characters; a Chinese one is two columns wide
+    short = name
+    while cell_len(short) > width and kept >= 0:
+        end = kept // 2
+        short, kept = f"{name[: kept - end]}…{name[len(name) - end :]}", kept - 1
+    return short
 
 
 def as_text(
@@ -203,7 +207,10 @@ def _drawn(
         table.add_row(*("-" * width for width in widths))
     for row in rows:
         table.add_row(
-            *(" ".join(shortened(w, n) for w in cell.split(" ")) for cell, n in zip(row, widths, strict=True))
+            *(
+                " ".join(shortened(w, n) for w in re.split("[ \\n\\t]+", cell))
+                for cell, n in zip(row, widths, strict=True)
+            )
         )
     out = io.StringIO()
     # Plain text, in a notebook too: rich would show it there by itself, and colour what is committed.
@@ -215,6 +222,8 @@ def _drawn(
 def _cell(tag: str, text: str, flush: bool) -> str:
     short = " ".join(shortened(word, _LONG_NAME) for word in text.split(" "))
     title = "" if short == text else f' title="{escape(text)}"'
-    whole = "; white-space: nowrap" if tag == "td" and (flush or " " not in text) else ""
-    style = f"text-align: {'right' if flush else 'left'}{whole}"
+    room = (
+        "white-space: nowrap" if flush or len(short) <= _SENTENCE or " " not in short else f"min-width: {_SENTENCE}ch"
+    )
+    style = f"text-align: {'right' if flush else 'left'}{f'; {room}' if tag == 'td' else ''}"
     return f'<{tag} style="{style}"{title}>{escape(short, quote=False)}</{tag}>'

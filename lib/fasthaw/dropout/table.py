@@ -44,7 +44,7 @@ class DropoutTable:
     def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Header and rows; groups have a column where they were asked for."""
         head = ("dropout", "after", "kind", "p", "fires now", "group")
-        body = [(r.name, r.after, r.kind, f"{r.p:g}", "yes" if r.fires else "no", r.group) for r in self.rows]
+        body = [(r.name, r.after, r.kind, f"{r.p:.3g}", "yes" if r.fires else "no", r.group) for r in self.rows]
         width = 6 if any(r.group for r in self.rows) else 5
         return head[:width], [cells[:width] for cells in body]
 

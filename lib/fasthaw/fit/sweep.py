@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ class Sweep:
     def summary(self) -> str:
         """What was swept."""
         span = f"{self.highest[0]:.1e} to {self.highest[-1]:.1e}"
-        return f"{len(self.losses)} steps over {self.rate!r}, the rate of the fastest group from {span}."
+        return f"{len(self.losses)} steps over {_rounded(self.rate)}, the rate of the fastest group from {span}."
 
     def plot(self) -> Figure:
         """The smoothed loss over the rate of the fastest group, with the suggestions."""
@@ -68,7 +69,9 @@ class Sweep:
 
     def _cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         each = zip(self.suggested._fields, self.chosen, self.suggested, strict=True)
-        return ("suggested by", "highest rate", "policy"), [(name, f"{at:.2g}", repr(rate)) for name, at, rate in each]
+        return ("suggested by", "highest rate", "policy"), [
+            (name, f"{at:.2g}", _rounded(rate)) for name, at, rate in each
+        ]
 
 
 def lr_find(
@@ -125,6 +128,11 @@ def _suggested(names: Sequence[str], rates: Sequence[Rate]) -> Any:
     kind = make("Suggested", names)
     kind.__reduce__ = lambda self: (_suggested, (list(self._fields), list(self)))
     return kind(*rates)
+
+
+def _rounded(rate: Rate) -> str:
+    """The policy as it is written, with three digits of each number: 1/2.6 has sixteen."""
+    return re.sub(r"\d+\.\d{4,}(e-?\d+)?", lambda found: f"{float(found[0]):.3g}", repr(rate))
 
 
 def times(rate: Rate, factor: float) -> Rate:

@@ -85,7 +85,7 @@ def plot_lanes(
         for ax in axes:
             for at, _ in starts:
                 ax.axvline(at - 0.5, color=GREY, lw=0.8, ls=":")
-        _titles(axes[0], starts, size[0] / steps)
+        _titles(axes[0], starts, 0.85 * size[0] / steps)
         axes[-1].set_xlim(-0.5, steps - 0.5)
         axes[-1].set_xlabel("step (grey: frozen)")
     return fig
