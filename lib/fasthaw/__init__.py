@@ -58,6 +58,7 @@ _WHERE = {
     "cached_features": "features",
     # other networks and other trainers
     "transfer_learner": "learner",
+    "logits_of": "adapters.logits",
     "param_groups": "optim",
     "fused_adam": "fused",
     "fused_sgd": "fused",
@@ -89,6 +90,7 @@ _WHERE = {
 __all__ = [*_WHERE]
 
 if TYPE_CHECKING:
+    from .adapters.logits import logits_of as logits_of
     from .callbacks import FreezeProof as FreezeProof
     from .callbacks import FrozenEval as FrozenEval
     from .callbacks import GroupRecorder as GroupRecorder
