@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeVar
@@ -28,8 +29,10 @@ def _cuts(sizes: Sequence[int], n: int) -> list[int]:
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
     for k in range(n):
         after: dict[int, tuple[int, list[int]]] = {}
+        # What the runs to come cannot hold has to be in those made so far: of equal blocks that leaves next to no choice.
+        least = bisect_left(sums, sums[-1] - limit * (n - k - 1))
         for i, (cost, cuts) in best.items():
-            for j in range(i + 1, len(sizes) - (n - k - 1) + 1):
+            for j in range(max(i + 1, least), len(sizes) - (n - k - 1) + 1):
                 run = sums[j] - sums[i]
                 if run > limit:
                     break
