@@ -10,7 +10,8 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
 needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
 .PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants lines bench bench-peers bench-cached-head \
-    bench-cuda bench-freeze bench-recorder bench-splitters bench-dropout bench-features bench-fused bench-heads evidence evidence-quick faults dropout-coverage \
+    bench-cuda bench-freeze bench-recorder bench-splitters bench-dropout bench-features bench-fused bench-heads bench-checkpoint crash-test \
+    evidence evidence-quick faults dropout-coverage \
     architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -110,6 +111,12 @@ evidence: $(call needs,evidence) ## what is better, asked of all tasks with five
 
 evidence-quick: $(call needs,evidence) ## the same of the two small tasks with three seeds; under five minutes
 	PYTHONPATH=tests $(PY) -W ignore -m evidence --quick
+
+bench-checkpoint: $(call needs,dev) ## what a plan's run and its checkpoint cost
+	$(PY) -W ignore tests/benchmarks/bench_checkpoint.py $(ARGS)
+
+crash-test: $(call needs,dev) ## plans killed at random moments and resumed; ARGS="--scale 0.1" for fewer
+	PYTHONPATH=tests $(PY) -W ignore tests/crashes.py $(ARGS)
 
 # Damaged files, signals at any moment, two processes, other data, bad arguments: what goes wrong, counted.
 faults: $(call needs,dev) ## what goes wrong with files, signals and arguments; a quarter of an hour; ARGS=checkpoints
