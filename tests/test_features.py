@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import signal
+import threading
+import time
 import warnings
 from contextlib import nullcontext
 from functools import partial
@@ -764,6 +766,37 @@ def test_a_draw_of_one_item_is_refused_wherever_it_is(of, whose):
         ) as caught:
             trained(True, dls=lambda sets=sets: of(*sets))
         assert ("views=k" in str(caught.value)) == (told == "training")
+
+
+class Slow(DrawsAt):
+    """Items that take long enough for another thread to draw meanwhile."""
+
+    def __getitem__(self, i):
+        time.sleep(0.001)
+        return super().__getitem__(i)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [None, 5])
+def test_draws_of_another_thread_are_not_taken_for_those_of_the_items(at):
+    stop = threading.Event()
+
+    def draws():
+        while not stop.is_set():
+            random.random(), np.random.rand(), torch.rand(1)
+
+    thread = threading.Thread(target=draws)
+    thread.start()
+    try:
+        dls = lambda: fastai_loaders(Slow(images(14), at, random.random), images(6, 1))
+        if at is None:
+            assert trained(True, dls=dls)[1].items == 20
+        else:
+            with pytest.raises(ValueError, match="changes the training items at random"):
+                trained(True, dls=dls)
+    finally:
+        stop.set()
+        thread.join()
 
 
 class Private(Items):

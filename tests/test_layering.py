@@ -28,7 +28,7 @@ FASTAIS = (
     PACKAGE / "outside" / "fastai.py"
 )  # the one file before `callbacks` that is fastai's; nothing before may import it
 # Optional and slow to import: inside functions, or in an adapter's module.
-HEAVY = {"timm", "transformers", "lightning"}
+HEAVY = {"safetensors", "timm", "transformers", "lightning"}
 
 
 def layer(path: Path) -> str:

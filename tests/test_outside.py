@@ -221,6 +221,7 @@ def test_a_dispatch_mode_sees_what_autograd_does_not_and_schemas_say_what_is_wri
     assert item.overloadpacket.__name__ == "_local_scalar_dense" and torch.Tag.data_dependent_output in item.tags
     (written,) = of_torch.written_arguments(copy, (y, x), {})
     assert written is y and of_torch.written_arguments(item, (x,), {}) == []
+    assert of_torch.named_arguments(copy, (y,), {"src": x}) == {"self": y, "src": x}
 
 
 def test_writes_in_place_are_counted_for_all_tensors_on_one_memory():

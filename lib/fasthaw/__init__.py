@@ -56,6 +56,8 @@ _WHERE = {
     "LogGroups": "callbacks",
     # frozen parts cost nothing
     "cached_features": "features",
+    "extract_features": "features",
+    "save_features": "features",
     # other networks and other trainers
     "transfer_learner": "learner",
     "logits_of": "adapters.logits",
@@ -108,6 +110,8 @@ if TYPE_CHECKING:
     from .evidence import sweep_heads as sweep_heads
     from .features import CacheReport as CacheReport
     from .features import cached_features as cached_features
+    from .features import extract_features as extract_features
+    from .features import save_features as save_features
     from .fit import Preview as Preview
     from .fit import RunRecord as RunRecord
     from .fit import Sweep as Sweep

@@ -67,6 +67,7 @@ __all__ = [
     "no_function_of_its_own",
     "in_backward",
     "written_times",
+    "named_arguments",
     "written_arguments",
     "is_wrapper",
     "keeps_more_than_tensors",
@@ -183,6 +184,12 @@ def written_times(t: Tensor) -> int:
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread: gradient checkpointing runs forwards in it."""
     return torch._C._current_graph_task_id() != -1
+
+
+def named_arguments(func, args: tuple, kwargs: dict) -> dict[str, object]:
+    """The arguments of an operation by the names of its schema; those that were left out are not there."""
+    names = [a.name for a in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def written_arguments(func, args: tuple, kwargs: dict) -> list:

@@ -7,6 +7,7 @@ its memory, were made from.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..outside.torch import TorchDispatchMode, is_wrapper, tree_leaves, written_arguments
+from ..outside.torch import TorchDispatchMode, is_wrapper, named_arguments, tree_leaves, written_arguments
 from ..randomness import where_it_stands
 from ..untouched import untouched
 from .calls import Key, Rerouted
@@ -78,10 +79,12 @@ class Flow(TorchDispatchMode):
         if self.paused:
             return func(*args, **kwargs)
         draws = torch.Tag.nondeterministic_seeded in func.tags
-        before = where_it_stands() if draws else None
+        before = _stands() if draws else None
         out = func(*args, **kwargs)
         labels = frozenset() if func.overloadpacket.__name__ in NEW else self.of((args, kwargs))
-        if draws and where_it_stands() != before:  # dropout at rate 0 draws nothing
+        if draws and (
+            _stands() != before if before else _at_some_rate(func, args, kwargs)
+        ):  # at rate 0 nothing is drawn
             labels |= {RANDOM}
         if not labels:
             return out
@@ -107,6 +110,22 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _stands() -> tuple:
+    """Where the generators stand; nothing where other threads move them as well."""
+    return where_it_stands() if threading.active_count() == 1 else ()
+
+
+def _at_some_rate(func, args: tuple, kwargs: dict) -> bool:
+    """Whether an operation that may draw does, by its arguments: what other threads draw cannot be told from its numbers."""
+    named = named_arguments(func, args, kwargs)
+    if named.get("train", True) is False:
+        return False
+    if func.overloadpacket.__name__.startswith("_scaled_dot_product"):
+        return bool(named.get("dropout_p", 0))
+    rate = named.get("p", 1)  # a tensor of rates, or one
+    return isinstance(rate, Tensor) or bool(rate)
+
+
 def _place(t: Tensor) -> int:
     """Where the numbers of a tensor are; views share it."""
     try:
@@ -124,14 +143,14 @@ class _Tracer:
     def around(self, key: Key, real, *args, **kwargs):
         """Run a call; what it returns counts as made from the call alone, unless something trained or random is in it."""
         flow = self.flow
-        stood = where_it_stands()
+        stood = _stands()
         if self.stood != stood[:_OF_TORCH]:
             flow.decided |= {RANDOM}
         made_from = flow.of((args, kwargs))
         output = real(*args, **kwargs)
         leaves, structure = flatten(output)
         made_from |= flow.of(leaves)
-        now = where_it_stands()
+        now = _stands()
         self.stood = now[:_OF_TORCH]
         if now != stood:
             made_from |= {RANDOM}
@@ -180,7 +199,7 @@ def traced(
         for i, t in enumerate(leaves):
             if isinstance(t, Tensor):
                 flow.mark(t, [("input", i)])
-        tracer.stood = where_it_stands()[:_OF_TORCH]
+        tracer.stood = _stands()[:_OF_TORCH]
         with Rerouted(modules, tracer.around), _Reads(flow), flow:
             outputs = flatten(model(*structure.build(leaves)))[0]
         kept = flow.of([*model.parameters(), *model.buffers()])  # statistics of what came by
