@@ -13,6 +13,7 @@ from fasthaw import (
     LayerDecay,
     PerGroup,
     Plan,
+    Plateau,
     Stage,
     chain_thaw,
     gradual_unfreezing,
@@ -52,9 +53,12 @@ def test_defaults_are_not_written():
 
 
 def test_every_option_of_a_stage_is_written_where_it_is_no_default():
-    other = {"train": -1, "name": "a", "contract": HELD, "cache": True}
+    stopped = {"until": Plateau("accuracy"), "restore": "best", "monitor": "f1", "lower_is_better": False}
+    other = {"train": -1, "name": "a", "contract": HELD, "cache": True, "fit": "flat_cos", **stopped}
     assert {f.name for f in fields(Stage)} == {"epochs", "lr", *other}
-    assert {"epochs", "lr", *other} == set(Plan(Stage(1, 1.0, **other)).to_dict()["stages"][0])
+    plan = Plan(Stage(1, 1.0, **other))
+    assert {"epochs", "lr", *other} == set(plan.to_dict()["stages"][0])
+    assert Plan.from_yaml(plan.to_yaml()) == plan
 
 
 def test_a_file_and_a_text_read_the_same(tmp_path):
@@ -158,6 +162,12 @@ def test_a_schedule_reads_into_a_stage_a_phase():
         (3, rate, (names[1], names[2])),
         (4, rate, "all"),
     ]
+
+
+def test_phases_that_end_where_values_stall():
+    until = Plateau("valid_loss", patience=2)
+    plan = Plan.from_finetuning_schedule(SCHEDULE, GROUPS.groups(net()), lr=1e-2, epochs=4, until=until)
+    assert [(s.epochs, s.until) for s in plan] == [(2, until), (3, until), (4, until)]
 
 
 def test_names_of_the_network_itself_come_before_those_of_a_lightning_module():

@@ -17,6 +17,7 @@ from ..groups import LayerGroup
 from ..pinned import pinned_names
 from ..rates import PerGroup
 from ..words import at_least, number, shown, some_of, wanted
+from .plateau import Plateau
 from .stages import Plan, Stage
 from .written import read_yaml
 
@@ -24,7 +25,9 @@ _BASE_LR = 1e-5  # finetuning-scheduler's `base_max_lr`, for a phase without a r
 _KEYS = ("params", "max_transition_epoch", "lr")
 
 
-def plan_of_schedule(source: Mapping | str | Path, groups: Sequence[LayerGroup], lr: float, epochs: int | None) -> Plan:
+def plan_of_schedule(
+    source: Mapping | str | Path, groups: Sequence[LayerGroup], lr: float, epochs: int | None, until: Plateau | None
+) -> Plan:
     """A stage a phase, each group at the rate of the phase that thaws it."""
     phases = _phases(source if isinstance(source, Mapping) else read_yaml(source))
     lr = number(lr, "lr is the rate of the first phase")
@@ -39,7 +42,7 @@ def plan_of_schedule(source: Mapping | str | Path, groups: Sequence[LayerGroup],
         n = _epochs(i, phase, done, epochs)
         done += n
         names = tuple(g.name for g in groups if (at := phase_of[g.name]) is not None and at <= i)
-        stages.append(Stage(n, rate, "all" if len(names) == len(groups) else names, f"phase {i}"))
+        stages.append(Stage(n, rate, "all" if len(names) == len(groups) else names, f"phase {i}", until=until))
     return Plan(*stages)
 
 

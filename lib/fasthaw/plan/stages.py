@@ -246,7 +246,13 @@ class Plan:
 
     @classmethod
     def from_finetuning_schedule(
-        cls, source: str | Path | Mapping, of: Groups, *, lr: float, epochs: int | None = None
+        cls,
+        source: str | Path | Mapping,
+        of: Groups,
+        *,
+        lr: float,
+        epochs: int | None = None,
+        until: Plateau | None = None,
     ) -> Plan:
         """The plan that a schedule of finetuning-scheduler means for these layer groups: a stage a phase.
 
@@ -257,7 +263,8 @@ class Plan:
             source: the schedule, as a YAML file or text (see `from_yaml`) or as a mapping.
             of: a learner, a network (divided by `split_stages()`) or layer groups.
             lr: the rate of the first phase, which there the optimizer gives; later phases say theirs or have 1e-5.
-            epochs: how long a phase trains that has no `max_transition_epoch`.
+            epochs: how long a phase trains, or with `until` at most, that has no `max_transition_epoch`.
+            until: what ends a phase early, as early stopping does there: `Plateau("valid_loss", patience=2)`.
 
         Raises:
             TypeError, ValueError: no such schedule, a parameter that the network does not have, a group in two phases, an
@@ -270,7 +277,7 @@ class Plan:
         """
         from .schedules import plan_of_schedule
 
-        return plan_of_schedule(source, layer_groups(of), lr, epochs)
+        return plan_of_schedule(source, layer_groups(of), lr, epochs, until)
 
     def _totals(self) -> str:
         most = "at most " if any(s.until for s in self) else ""
