@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fasthaw import FreezeContract, changed, fingerprints, frozen, split_at, train_only
-from fasthaw.freezing import fix_affine, held, hold, leaking_noise, makes_noise, release, selected
+from fasthaw.freezing import Keeper, fix_affine, held, hold, leaking_noise, makes_noise, release, selected
 from fasthaw.freezing.flags import few, reads_flag
 from fasthaw.freezing.modes import held_modules
 from fasthaw.groups import groups_of_lists
@@ -324,6 +324,44 @@ def test_noise_is_looked_for_whatever_the_network_takes(args, kwargs):
     train_only(groups, -2)
     hold(held_modules(groups, FreezeContract(), frozen(groups)))
     assert leaking_noise(net, groups, frozen(groups), args, kwargs) == "drops"
+
+
+def test_one_group_is_selected_by_0_and_by_all():
+    assert selected(("net",), 0) == selected(("net",), "all") == (True,)
+
+
+class Between(nn.Module):
+    """Spans two groups, and its dropout is between frozen layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.dropout = nn.Linear(4, 4), nn.Linear(4, 4), 0.5
+
+    def forward(self, x):
+        return self.last(nn.functional.dropout(self.first(x), self.dropout, self.training))
+
+
+class OnlyWhole(nn.Module):
+    """Reads its flag too, and cannot be run with two items."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = Between(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        if len(x) == 2:
+            raise RuntimeError("a whole batch is wanted")
+        return self.head(self.inner(x)) if self.training else self.head(self.inner(x)).softmax(1)
+
+
+def test_a_look_for_noise_that_cannot_be_made_is_told_where_any_container_is_known_to_make_some():
+    net = OnlyWhole()
+    groups = split_at("inner.last", "head").groups(net)
+    train_only(groups, -1)
+    keeper = Keeper(FreezeContract())
+    keeper.take(groups)
+    with pytest.warns(UserWarning, match=r"not known whether model, inner makes noise between frozen layers"):
+        keeper.look_for_noise(net, (torch.ones(6, 4),), {})
 
 
 def _asks(module):
