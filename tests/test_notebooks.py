@@ -49,7 +49,7 @@ net(torch.randn(2, 3, 64, 64))
 assert (len(calls), len(set(calls))) == (49, 17)
 """,
     "05_frozen_parts_in_any_loop": """
-assert held.report().holds and held.report().trained == ("stem", "head")
+assert held.report().holds and set(held.report().trained) == {"stem", "head"}
 assert kept_bytes(net) > 0
 """,
     "06_cached_features": """
@@ -72,8 +72,8 @@ assert decoder.proof.holds and everything.metrics["on_digits"] > 0.8
 assert held.report().holds and accuracy(net, x[high], y[high] - 5) > 0.8
 """,
     "13_coming_from": """
-assert hold.report().holds and hold.report().trained == ("bert.encoder.layer.3", "head")
-assert hold_body.report().holds and hold_body.report().trained == ("stem", "head")
+assert hold.report().holds and set(hold.report().trained) == {"bert.encoder.layer.3", "head"}
+assert hold_body.report().holds and set(hold_body.report().trained) == {"stem", "head"}
 scales = sorted({g["lr_scale"] for g in theirs})
 assert [round(g / 1e-3, 6) for g in sorted({g["lr"] for g in ours})] == [round(s, 6) for s in scales]
 """,
