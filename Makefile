@@ -11,7 +11,7 @@ needs = $(if $(filter .venv,$(VENV)),$(VENV)/$(1).installed,$(PY))
 
 .PHONY: help demo test quick one named golden lint format types hooks notebooks build mutants lines bench bench-peers bench-cached-head \
     bench-cuda bench-freeze bench-recorder bench-splitters bench-dropout bench-features bench-fused bench-heads bench-checkpoint crash-test \
-    evidence evidence-quick faults dropout-coverage \
+    dist docs docs-test evidence evidence-quick faults dropout-coverage \
     architectures classifiers clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -59,8 +59,20 @@ notebooks: $(call needs,dev) ## run the notebooks and write their outputs
 	$(PY) tests/notebooks.py nbs/*.ipynb
 
 build: $(call needs,lint) ## a wheel and a source distribution in dist/
-	$(PY) -m pip install --quiet build
+	rm -rf dist
+	$(PY) -m pip install --quiet build twine
 	$(PY) -m build
+	$(PY) -m twine check --strict dist/*
+
+# Minutes and gigabytes for each Python, as torch is large; PYTHONS="python3.12" picks some.
+dist: build ## the same, and the wheel tried in a new environment of every Python at hand
+	$(PY) tests/wheel.py $(PYTHONS)
+
+docs: $(call needs,docs) ## the documentation as pages in build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+docs-test: docs ## the same, opened in a Chromium without a window, light and dark
+	$(PY) tests/browse.py build/site
 
 mutants: $(call needs,dev) ## small faults in the lines changed since main: does a test see them? ARGS="--sample 40 --in plan/"
 	$(PY) tests/mutants.py $(or $(ARGS),--changed main)
@@ -165,3 +177,8 @@ $(VENV)/dev.installed: pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet 'pip>=23'
 	$(PY) -m pip install --editable '.[dev,demo,timm]'
 	@touch $@ $(VENV)/demo.installed $(VENV)/lint.installed
+
+$(VENV)/docs.installed: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet 'pip>=23'
+	$(PY) -m pip install --editable '.[docs]'
+	@touch $@

