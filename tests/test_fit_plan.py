@@ -557,7 +557,7 @@ def test_the_share_of_backward_that_is_skipped_is_what_a_backward_does_not_do():
 
 @pytest.mark.parametrize("net", [lstm, vit])
 def test_on_shapes_what_a_cpu_does_in_one_kernel_is_counted_as_well(net):
-    found = preview(Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)), make(net=net, splitter=split_at(HEAD.get(net, "head"))))
+    found = preview(make(net=net, splitter=split_at(HEAD.get(net, "head"))), Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)))
     assert found.stages[0].skipped > 0.98 and not found.uncounted  # an LSTM on numbers: 0.5
 
 
@@ -565,7 +565,7 @@ def test_on_shapes_what_a_cpu_does_in_one_kernel_is_counted_as_well(net):
 def test_what_is_counted_on_shapes_is_what_is_counted_on_numbers(net, monkeypatch):
     def counted():
         found = preview(
-            Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3)), make(net=net, splitter=split_at(HEAD.get(net, "head")))
+            make(net=net, splitter=split_at(HEAD.get(net, "head"))), Plan(Stage(1, 1e-3, -1), Stage(1, 1e-3))
         )
         return [s.skipped for s in found.stages], found.uncounted
 
@@ -591,9 +591,9 @@ def test_a_network_that_looks_at_numbers_is_counted_on_a_copy_of_its_weights():
 
     learn = make(net=Looks)
     before = weights(learn)
-    found = preview(plan, learn)
+    found = preview(learn, plan)
     assert weights(learn) == before
-    assert [s.skipped for s in found.stages] == [s.skipped for s in preview(plan, make()).stages]
+    assert [s.skipped for s in found.stages] == [s.skipped for s in preview(make(), plan).stages]
 
 
 @pytest.mark.parametrize(("epochs", "n_batches"), [(1, 1), (1, 2), (3, 1), (2, 7), (7, 101)])

@@ -110,7 +110,7 @@ def test_a_fit_ends_in_the_weights_of_a_loop_with_the_same_param_groups():
 def test_a_plan_runs_and_is_previewed_and_taken_up(way, tmp_path):
     plan = Plan(Stage(1, 1e-2, -1), Stage(1, slice(1e-4, 1e-2), -2), Stage(1, slice(1e-4, 1e-2)))
     learn = made(way, [GroupRecorder()])
-    assert preview(plan, learn).rates.shape == (6, 3)
+    assert preview(learn, plan).rates.shape == (6, 3)
     record = fit_plan(learn, plan, checkpoint=tmp_path / "run.pt")
     assert [len(s.trained) for s in record.stages] == [1, 2, 3]
     assert set(learn.group_recorder.dataframe()["group"]) == {"stem", "body.3", "head"}

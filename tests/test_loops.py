@@ -371,8 +371,10 @@ def test_a_look_that_cannot_run_is_said_where_noise_is_at_stake_and_changes_noth
 
 
 def test_the_look_compiles_nothing():
+    from torch._dynamo.testing import CompileCounter
+
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     net = Noisy()
     net.compile(backend=counter)
     frames = []

@@ -61,7 +61,7 @@ def test_a_sample_is_drawn_evenly_and_the_same_again(capsys):
 def test_the_tests_of_a_module_come_first():
     tests = mutants.tests_of(mutants.LIB / "rates.py", slow=False)
     assert tests[:2] == ("lib/fasthaw/rates.py", "tests/test_rates.py") and tests[-2:] == ("-m", "not slow")
-    assert "tests/test_optim.py" in tests and "tests/test_cli.py" not in tests
+    assert "tests/test_optim.py" in tests and "tests/test_words.py" not in tests
     assert "-m" not in mutants.tests_of(mutants.LIB / "rates.py", slow=True)
 
 

@@ -72,7 +72,7 @@ def test_record_and_recorder_are_right_on_each(found):
 
 def test_a_run_resumed_inside_a_stage_ends_as_one_that_was_not_interrupted(found):
     resume = found["resume"]
-    assert resume["resumed"] == "Resumed in stage 2 after epoch 2."
+    assert resume["resumed"] == "Resumed in stage 2 after epoch 1."
     assert resume["equal"]
     assert resume["stem"]
     assert resume["as undisturbed"] == [True, True]

@@ -41,6 +41,7 @@ from fasthaw import (
     Plan,
     Stage,
     UnfreezeAt,
+    blueprints,
     cli,
     split_at,
     split_by,
@@ -183,7 +184,7 @@ def calls() -> list[Call]:
         Call("fasthaw groups", _command, arch="alexnet", how="even:3"),
         Call("fasthaw", lambda argv: cli.main(argv), argv=["groups", "alexnet"]),
         Call("parse_splitter", cli.parse_splitter, text="stages"),
-        Call("build", cli.build, arch="alexnet"),
+        Call("build", blueprints.build, arch="alexnet"),
     ]
 
 

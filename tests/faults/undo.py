@@ -44,14 +44,14 @@ class Remembers(nn.Module):
         self.block, self.seen, self.calls = Residual(8), [], {"n": 0}
 
     def forward(self, x):
-        if not self.block._forward_hooks:
-            self.block.register_forward_hook(_pass)
+        if not self.block._forward_pre_hooks:
+            self.block.register_forward_pre_hook(_pass)
         self.calls["n"] += 1
         self.seen.append(float(x.detach().mean()))
         return self.block(x)
 
 
-def _pass(module, args, output) -> None:
+def _pass(module, args) -> None:
     """A hook that does nothing."""
 
 

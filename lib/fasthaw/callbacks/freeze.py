@@ -27,6 +27,7 @@ from ..outside.fastai import (
     who_runs_batches,
     will_be_undone,
 )
+from ..outside.torch import compiled_from, is_compiled
 from ..pinned import write_down
 from ..splitters import Splitter, check_optimizer_groups, layer_groups
 from ..undo import Standin, Undone
@@ -238,6 +239,8 @@ class FrozenEval(OneLearner):
         learn, frozen = self.learn, self.keeper.frozen
         if learn.iter or False not in frozen or only_validates(learn) or will_be_undone(learn):
             return nullcontext()
+        if compiled_from(learn.model) is not None or any(is_compiled(m) for m in learn.model.modules()):
+            return nullcontext()  # a hook would have it compiled anew
         return self.drift.batch(self.keeper.groups[frozen.index(False) :], training=learn.training)
 
     def __setattr__(self, name: str, value: Any) -> None:
