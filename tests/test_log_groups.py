@@ -2,7 +2,9 @@
 
 import copy
 import math
+import os
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -12,6 +14,8 @@ from data import learner
 from fasthaw import FrozenEval, GroupRecorder, LogGroups, Plan, Stage, fit_plan, lrs, split_at, train_only
 from networks import residual
 
+# Trackers leave threads behind that draw random numbers, which other tests would see.
+in_its_own_process = pytest.mark.skipif("TRACKERS" not in os.environ, reason="run by the test of trackers")
 NAMES = ["stem", "body.2", "head"]
 
 
@@ -198,6 +202,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         LogGroups()
 
 
+@in_its_own_process
 def test_tensorboard_holds_the_values(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -216,7 +221,7 @@ def test_tensorboard_holds_the_values(tmp_path):
         assert [v for _, v in found] == pytest.approx([v for _, v in expected])
 
 
-@pytest.mark.slow
+@in_its_own_process
 def test_wandb_holds_the_values_beside_fastais_own_callback(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from fastai.callback.wandb import WandbCallback
@@ -241,6 +246,7 @@ def test_wandb_holds_the_values_beside_fastais_own_callback(tmp_path, monkeypatc
         run.finish()
 
 
+@in_its_own_process
 def test_wandb_without_a_run_is_refused_before_the_first_batch():
     wandb = pytest.importorskip("wandb")
     assert wandb.run is None
@@ -251,7 +257,7 @@ def test_wandb_without_a_run_is_refused_before_the_first_batch():
     assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters(), strict=True))
 
 
-@pytest.mark.slow
+@in_its_own_process
 def test_mlflow_holds_the_values(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -262,3 +268,11 @@ def test_mlflow_holds_the_values(tmp_path, monkeypatch):
         learn.fit(1, 1e-3)
     found = mlflow.tracking.MlflowClient().get_metric_history(run.info.run_id, "lr/head")
     assert [(m.step, m.value) for m in found] == [(step, values["lr/head"]) for step, values in sent]
+
+
+@pytest.mark.slow
+def test_trackers_hold_what_is_sent_to_them():
+    asked = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "holds or without_a_run"]
+    found = subprocess.run(asked, env={**os.environ, "TRACKERS": "1"}, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-3000:]
+    assert "4 passed" in found.stdout, found.stdout[-3000:]
