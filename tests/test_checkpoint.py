@@ -645,6 +645,36 @@ def test_looking_reads_no_item_and_draws_no_random_number(tmp_path):
 
 
 @pytest.mark.slow
+class Augmented(list):
+    """A list whose items are changed at random when they are asked for."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x * (random.random() + float(np.random.rand()) + torch.rand(1)), y
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def items(self):
+        return [(random.random(), i) for i in range(len(self))]
+
+
+@pytest.mark.parametrize("n", [8, 40])
+def test_looking_at_a_list_that_draws_moves_no_random_state_and_finds_what_it_holds(n):
+    dls = DataLoaders.from_dsets(*(Augmented(list(loaders(n).train_ds)) for _ in range(2)), bs=8, device="cpu")
+    dls.n_inp = 1
+    learn = make(dls=dls)
+    learn.create_opt()
+    from fasthaw.fit.same_run import SameRun
+
+    before = generators_of(learn)
+    first = SameRun(learn, PLAN, ["all"], FreezeContract())
+    assert same_state(generators_of(learn), before)
+    assert first.differences(SameRun(learn, PLAN, ["all"], FreezeContract()).saved()) == []
+    assert same_state(generators_of(learn), before)
+
+
 def test_the_look_is_the_same_in_another_process_and_under_other_hash_seeds(tmp_path):
     tests = Path(__file__).parent
     code = f"""

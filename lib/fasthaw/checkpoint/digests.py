@@ -93,8 +93,8 @@ class _Look:
             self.found[name] = self._kind(type(value))
             for key, part in _attributes(value):
                 self.at(f"{name}.{key}", part)
-        elif isinstance(value, list | tuple) and len(value) <= _FEW and any(_is_object(v) for v in value):
-            for i, part in enumerate(value):
+        elif isinstance(value, list | tuple) and len(value) <= _FEW and any(_is_object(v) for v in _as_kept(value)):
+            for i, part in enumerate(_as_kept(value)):
                 self.at(f"{name}[{i}]", part)
         elif isinstance(value, Mapping) and len(value) <= _FEW and any(_is_object(v) for v in value.values()):
             for key, part in value.items():
@@ -178,6 +178,7 @@ class _Look:
         digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
     def _feed_list(self, digest, values: list | tuple) -> None:
+        values = _as_kept(values)
         digest.update(f"{len(values)}".encode())
         kinds = {type(v) for v in values}
         if kinds <= {bool, int, float, type(None)} or (kinds == {str} and len(values) > _FILES):
@@ -317,6 +318,11 @@ def is_library(module: str | None) -> bool:
     return bool(file) and str(file).startswith(_LIBRARIES)
 
 
+def _as_kept(values: list | tuple) -> list:
+    """What a list holds: a data set may be a list whose own `[i]` decodes and draws random numbers."""
+    return list(list.__iter__(values) if isinstance(values, list) else tuple.__iter__(values))
+
+
 def _spread(n: int, most: int) -> list[int]:
     return list(range(n)) if n <= most else [i * (n - 1) // (most - 1) for i in range(most)]
 
@@ -344,7 +350,8 @@ def _paths_in(value: object, depth: int, seen: set[int]) -> Iterable[str]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        parts = [value[i] for i in _spread(len(value), _FILES)]
+        kept = _as_kept(value)
+        parts = [kept[i] for i in _spread(len(kept), _FILES)]
     else:
         parts = [] if isroutine(value) else [v for _, v in _attributes(value)]
     for part in parts:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastai.learner import Learner
 
+from ..checkpoint import generators_of, set_generators
 from ..checkpoint.digests import described, digest_of, last_part, module_described
 from ..checkpoint.generators import loaders_inside
 from ..freezing import FreezeContract
@@ -78,6 +79,13 @@ class SameRun:
         return f"the checkpoint's metrics were {there}, and here they are {here}: epochs before have no values of the others"
 
     def _look(self) -> dict[str, dict[str, str]]:
+        drawn = generators_of(self.learn)
+        try:
+            return self._found()
+        finally:
+            set_generators(self.learn, drawn)  # an attribute that is computed may have drawn
+
+    def _found(self) -> dict[str, dict[str, str]]:
         learn = self.learn
         opt = {f"{i}.{k}": v for i, h in enumerate(learn.opt.hypers) for k, v in h.items() if k not in ("lr", "mom")}
         settings = {k: getattr(learn, k, None) for k in ("wd", "moms", "wd_bn_bias", "train_bn")}
