@@ -776,7 +776,6 @@ class Slow(DrawsAt):
         return super().__getitem__(i)
 
 
-@pytest.mark.xfail(strict=False, reason="unstable where other threads of the process draw")
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [None, 5])
 def test_draws_of_another_thread_are_not_taken_for_those_of_the_items(at):

@@ -16,6 +16,7 @@ from .cut import FORWARD_ERRORS, Cut
 from .layouts import ItemLayout
 from .placeholder import Placeholder, Stands, instead_of
 from .refused import Refused
+from .repeatable import repeatable
 from .replay import Replay
 from .structure import flatten
 
@@ -154,7 +155,7 @@ def served(cut: Cut, inputs: tuple, replay: Replay) -> tuple:
 
 def _run(model: nn.Module, inputs: tuple, training: bool, replay: Replay | None = None) -> tuple[list, list]:
     """The outputs of the network and, where it learns, the gradients of what trains as one tensor."""
-    with untouched(model, torch.enable_grad() if training else torch.no_grad(), seed=0):
+    with untouched(model, torch.enable_grad() if training else torch.no_grad(), repeatable(), seed=0):
         if not training:
             model.eval()
         with nullcontext() if replay is None else replay.forward():

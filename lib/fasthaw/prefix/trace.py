@@ -7,7 +7,6 @@ its memory, were made from.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..outside.torch import TorchDispatchMode, is_wrapper, named_arguments, tree_leaves, written_arguments
+from ..outside.torch import TorchDispatchMode, is_wrapper, tree_leaves, written_arguments
 from ..randomness import where_it_stands
 from ..untouched import untouched
 from .calls import Key, Rerouted
 from .placeholder import NEW, reads_values
+from .repeatable import alone, draws_by_its_arguments, may_draw, numbers_come_in
 from .structure import Structure, flatten
 
 Label = tuple  # ("input", leaf), (a Key, leaf of what it returned), or one of the two below
@@ -78,14 +78,12 @@ class Flow(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        draws = torch.Tag.nondeterministic_seeded in func.tags
-        before = _stands() if draws else None
+        before = where_it_stands() if may_draw(func) else None
         out = func(*args, **kwargs)
         labels = frozenset() if func.overloadpacket.__name__ in NEW else self.of((args, kwargs))
-        if draws and (
-            _stands() != before if before else _at_some_rate(func, args, kwargs)
-        ):  # at rate 0 nothing is drawn
-            labels |= {RANDOM}
+        if before is not None and where_it_stands() != before:  # at rate 0 nothing is drawn
+            if alone() or draws_by_its_arguments(func, args, kwargs):
+                labels |= {RANDOM}
         if not labels:
             return out
         tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -110,22 +108,6 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _stands() -> tuple:
-    """Where the generators stand; nothing where other threads move them as well."""
-    return where_it_stands() if threading.active_count() == 1 else ()
-
-
-def _at_some_rate(func, args: tuple, kwargs: dict) -> bool:
-    """Whether an operation that may draw does, by its arguments: what other threads draw cannot be told from its numbers."""
-    named = named_arguments(func, args, kwargs)
-    if named.get("train", True) is False:
-        return False
-    if func.overloadpacket.__name__.startswith("_scaled_dot_product"):
-        return bool(named.get("dropout_p", 0))
-    rate = named.get("p", 1)  # a tensor of rates, or one
-    return isinstance(rate, Tensor) or bool(rate)
-
-
 def _place(t: Tensor) -> int:
     """Where the numbers of a tensor are; views share it."""
     try:
@@ -138,21 +120,23 @@ def _place(t: Tensor) -> int:
 class _Tracer:
     flow: Flow = field(default_factory=Flow)
     calls: dict[Key, Call] = field(default_factory=dict)
+    believed: bool = True  # that who moves a generator in a call is the call
+    moved: bool = False
     stood: tuple = ()  # where Python's and NumPy's generators stood, whose numbers come in without a tensor
 
     def around(self, key: Key, real, *args, **kwargs):
         """Run a call; what it returns counts as made from the call alone, unless something trained or random is in it."""
         flow = self.flow
-        stood = _stands()
-        if self.stood != stood[:_OF_TORCH]:
+        stood = where_it_stands()
+        if self._drew(self.stood, stood[:_OF_TORCH]):
             flow.decided |= {RANDOM}
         made_from = flow.of((args, kwargs))
         output = real(*args, **kwargs)
         leaves, structure = flatten(output)
         made_from |= flow.of(leaves)
-        now = _stands()
+        now = where_it_stands()
         self.stood = now[:_OF_TORCH]
-        if now != stood:
+        if self._drew(stood, now):
             made_from |= {RANDOM}
         self.calls[key] = Call(
             structure, tuple(map(_looks, leaves)), made_from, flow.looked | (flow.decided & {TRAINED, RANDOM})
@@ -173,6 +157,10 @@ class _Tracer:
                 flow.mark(t, [(key, i)])
         return structure.build(leaves)
 
+    def _drew(self, before: tuple, after: tuple) -> bool:
+        self.moved |= before != after
+        return self.believed and before != after
+
 
 def _looks(leaf):
     """A tensor without its numbers; as text, which no other batch gives, where only a plain one can be kept as a row."""
@@ -187,7 +175,22 @@ def traced(
     model: nn.Module, modules: Mapping[str, nn.Module], moving: Iterable[Tensor], inputs: tuple, *, training: bool
 ) -> Trace:
     """One forward of `inputs`, in the modes the network is in or in eval mode; training moves the tensors `moving`."""
-    tracer = _Tracer()
+    moving = list(moving)
+    trace, moved = _traced(model, modules, moving, inputs, _Tracer(), training)
+    if moved and not alone() and not numbers_come_in(model, inputs, training=training):
+        trace, _ = _traced(model, modules, moving, inputs, _Tracer(believed=False), training)  # another thread drew
+    return trace
+
+
+def _traced(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    moving: Iterable[Tensor],
+    inputs: tuple,
+    tracer: _Tracer,
+    training: bool,
+) -> tuple[Trace, bool]:
+    """The trace, and whether a generator was moved in it."""
     flow = tracer.flow
     for t in moving:
         flow.mark(t, [TRAINED])
@@ -199,8 +202,8 @@ def traced(
         for i, t in enumerate(leaves):
             if isinstance(t, Tensor):
                 flow.mark(t, [("input", i)])
-        tracer.stood = _stands()[:_OF_TORCH]
+        tracer.stood = where_it_stands()[:_OF_TORCH]
         with Rerouted(modules, tracer.around), _Reads(flow), flow:
             outputs = flatten(model(*structure.build(leaves)))[0]
         kept = flow.of([*model.parameters(), *model.buffers()])  # statistics of what came by
-        return Trace(tracer.calls, flow.of(outputs) | kept | flow.decided)
+        return Trace(tracer.calls, flow.of(outputs) | kept | flow.decided), tracer.moved
