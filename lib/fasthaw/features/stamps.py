@@ -28,6 +28,18 @@ from ..prefix import Cut
 _WHOLE = 1 << 20  # bytes of an array that are looked at whole; NumPy does not count writes
 _SAMPLED = 1 << 14  # numbers of a larger one
 _WHOLE_TENSOR, _SAMPLED_TENSOR = 1 << 16, 1 << 8  # torch counts them
+# Those that NumPy reads without a copy.
+_OF_NUMPY = {
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.uint8,
+    torch.int8,
+    torch.bool,
+}
 _DEEPEST = 12
 _FILES = 4096  # paths in one list of which each is asked when it was changed
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
@@ -75,6 +87,11 @@ class _Walk:
         """Add a value and what is in it."""
         if isinstance(value, _SIMPLE):
             self.found.append(value)
+            return
+        # Most of a data set are tensors, so this is the way that costs.
+        if type(value) is Tensor and id(value) not in self._seen:
+            self._seen[id(value)] = value
+            self.found += _of_tensor(value)
             return
         if id(value) in self._seen or depth > _DEEPEST:
             # Lists and dictionaries so deep may be made here, and be others the next time.
@@ -178,7 +195,17 @@ def _codes(code) -> list:
 def _of_tensor(t: Tensor) -> list:
     if isinstance(t, nn.Parameter):
         return [id(t)]
-    about = [id(t), tuple(t.shape), written_times(t)]
+    about = [id(t), t.shape, written_times(t)]
+    if (
+        type(t) is Tensor
+        and not t.requires_grad
+        and t.dtype in _OF_NUMPY
+        and t.device.type == "cpu"
+        and t.is_contiguous()
+    ):
+        numbers = t.numpy()
+        if numbers.nbytes <= _WHOLE_TENSOR:
+            return [*about, zlib.crc32(numbers)]
     if t.is_meta or t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
         return about
     t = t.detach().as_subclass(Tensor)
