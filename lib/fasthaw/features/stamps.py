@@ -29,17 +29,7 @@ _WHOLE = 1 << 20  # bytes of an array that are looked at whole; NumPy does not c
 _SAMPLED = 1 << 14  # numbers of a larger one
 _WHOLE_TENSOR, _SAMPLED_TENSOR = 1 << 16, 1 << 8  # torch counts them
 # Those that NumPy reads without a copy.
-_OF_NUMPY = {
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.uint8,
-    torch.int8,
-    torch.bool,
-}
+_OF_NUMPY = {torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool}
 _DEEPEST = 12
 _FILES = 4096  # paths in one list of which each is asked when it was changed
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
@@ -196,16 +186,11 @@ def _of_tensor(t: Tensor) -> list:
     if isinstance(t, nn.Parameter):
         return [id(t)]
     about = [id(t), t.shape, written_times(t)]
-    if (
-        type(t) is Tensor
-        and not t.requires_grad
-        and t.dtype in _OF_NUMPY
-        and t.device.type == "cpu"
-        and t.is_contiguous()
-    ):
-        numbers = t.numpy()
-        if numbers.nbytes <= _WHOLE_TENSOR:
-            return [*about, zlib.crc32(numbers)]
+    if type(t) is Tensor and t.dtype in _OF_NUMPY and t.device.type == "cpu" and t.layout == torch.strided:
+        if t.is_contiguous() and t.numel() and not (t.requires_grad or t.is_neg()):
+            numbers = t.numpy()
+            if numbers.nbytes <= _WHOLE_TENSOR:
+                return [*about, zlib.crc32(numbers.data)]
     if t.is_meta or t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
         return about
     t = t.detach().as_subclass(Tensor)
