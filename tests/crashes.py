@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -137,6 +138,9 @@ def child(place: Path, cbs: Callable[[], list[Callback]], after: float | None, i
             die_at(in_a_write)
         try:
             train(place, cbs)
+        except BaseException:
+            (place / "error.txt").write_text(traceback.format_exc())
+            raise
         finally:
             os._exit(0)
     if after is not None:
@@ -148,7 +152,9 @@ def child(place: Path, cbs: Callable[[], list[Callback]], after: float | None, i
             os.killpg(pid, signal.SIGKILL)
         return True
     if not (place / "end.json").exists():
-        raise RuntimeError(f"the run in {place} ended with neither a result nor a signal")
+        error = place / "error.txt"
+        told = error.read_text() if error.exists() else "it says nothing"
+        raise RuntimeError(f"the run in {place} ended with neither a result nor a signal: {told}")
     return False
 
 

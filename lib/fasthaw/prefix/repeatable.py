@@ -19,7 +19,7 @@ from ..untouched import untouched
 from .structure import flatten
 
 
-def alone() -> bool:
+def is_only_thread() -> bool:
     """Whether no other thread can draw from the generators of the process."""
     return threading.active_count() == 1
 
@@ -42,7 +42,7 @@ def draws_by_its_arguments(func, args: tuple, kwargs: dict) -> bool:
 
 def repeatable() -> AbstractContextManager:
     """Within it torch draws the same in each forward; alone in the process, seeding before the forward is enough."""
-    return nullcontext() if alone() else _Reseeded()
+    return nullcontext() if is_only_thread() else _Reseeded()
 
 
 class _Reseeded(TorchDispatchMode):

@@ -19,7 +19,7 @@ from ..randomness import where_it_stands
 from ..untouched import untouched
 from .calls import Key, Rerouted
 from .placeholder import NEW, reads_values
-from .repeatable import alone, draws_by_its_arguments, may_draw, numbers_come_in
+from .repeatable import draws_by_its_arguments, is_only_thread, may_draw, numbers_come_in
 from .structure import Structure, flatten
 
 Label = tuple  # ("input", leaf), (a Key, leaf of what it returned), or one of the two below
@@ -82,7 +82,7 @@ class Flow(TorchDispatchMode):
         out = func(*args, **kwargs)
         labels = frozenset() if func.overloadpacket.__name__ in NEW else self.of((args, kwargs))
         if before is not None and where_it_stands() != before:  # at rate 0 nothing is drawn
-            if alone() or draws_by_its_arguments(func, args, kwargs):
+            if is_only_thread() or draws_by_its_arguments(func, args, kwargs):
                 labels |= {RANDOM}
         if not labels:
             return out
@@ -177,7 +177,7 @@ def traced(
     """One forward of `inputs`, in the modes the network is in or in eval mode; training moves the tensors `moving`."""
     moving = list(moving)
     trace, moved = _traced(model, modules, moving, inputs, _Tracer(), training)
-    if moved and not alone() and not numbers_come_in(model, inputs, training=training):
+    if moved and not is_only_thread() and not numbers_come_in(model, inputs, training=training):
         trace, _ = _traced(model, modules, moving, inputs, _Tracer(believed=False), training)  # another thread drew
     return trace
 
