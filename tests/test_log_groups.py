@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
+from fastai.callback.core import Callback
 
 from data import learner
-from fasthaw import FrozenEval, GroupRecorder, LogGroups, Plan, Stage, fit_plan, lrs, split_at, train_only
+from fasthaw import FrozenEval, GroupRecorder, LogGroups, Plan, Stage, fit_plan, frozen, lrs, split_at, train_only
 from networks import residual
 
 # Trackers leave threads behind that draw random numbers, which other tests would see.
@@ -96,6 +97,32 @@ def test_counting_goes_on_from_a_state():
     assert [step for step, _ in again] == list(range(n, 2 * n))
     assert {values["stage"] for _, values in again} == {2.0}
     assert other.log_groups.state_dict() == {"steps": 2 * n, "fits": 2}
+
+
+class Stop(Callback):
+    """Ctrl-C in the second epoch of the second stage, or at the end of the first."""
+
+    order = 50
+
+    def __init__(self, boundary):
+        self.boundary = boundary
+
+    def before_batch(self):
+        if self.training and not frozen(self.learn)[1] and self.epoch == (0 if self.boundary else 1):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_a_resumed_plan_goes_on_with_its_steps_and_its_stage(tmp_path, boundary):
+    plan, whole, first, second = Plan(Stage(2, 1e-3, train=-1), Stage(3, 1e-3, train=-2)), Sent(), Sent(), Sent()
+    fit_plan(logging(whole), plan)
+    with pytest.raises(KeyboardInterrupt):
+        fit_plan(logging(first), plan, checkpoint=tmp_path, cbs=Stop(boundary))
+    fit_plan(logging(second), plan, checkpoint=tmp_path)
+    assert [step for step, _ in [*first, *second]] == [step for step, _ in whole]
+    for (_, values), (_, expected) in zip([*first, *second], whole, strict=True):
+        assert values == {k: v for k, v in expected.items() if k in values}
+        assert {k.partition("/")[0] for k in expected.keys() - values.keys()} <= {"distance"}
 
 
 def test_training_is_the_same_with_and_without_it():

@@ -33,7 +33,7 @@ class LogGroups(GroupRecorder):
     Every `every` steps it sends `lr/stem`, `grad_norm/stem`, `update_ratio/stem`, `distance/stem` for each group that trains,
     `frozen/stem` (0 or 1) for each, and `stage`, which counts fits from 1. Steps are training batches and go on from
     fit to fit, so that a plan is one run there. It is a `GroupRecorder` as well: what it sent is in `dataframe()`. Of several
-    processes that train together the first one sends.
+    processes that train together the first one sends. A resumed plan goes on counting, and sends no distance from the start.
 
     Args:
         to: `"tensorboard"` (a `SummaryWriter` in its default folder), `"wandb"` (the run of `wandb.init`), `"mlflow"` (the
@@ -57,7 +57,7 @@ class LogGroups(GroupRecorder):
         for one in self.to:
             _check(one)
         self._sinks: list[Sink] | None = None
-        self._earlier = 0
+        self._earlier, self._inside = 0, False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what cannot be written to a file: an exported learner keeps destinations that are texts."""
@@ -68,6 +68,10 @@ class LogGroups(GroupRecorder):
         super().before_train()
         if self._groups and self._sinks is None:
             self._sinks = [_sink(one) for one in self._chosen()] if leads() else []
+        self._inside = bool(self._groups)
+
+    def after_fit(self) -> None:
+        self._inside = False
 
     def after_batch(self) -> None:
         known = len(self._rows)
@@ -79,7 +83,8 @@ class LogGroups(GroupRecorder):
 
     def state_dict(self) -> dict[str, int]:
         """How many steps and fits were logged, so that a resumed run goes on counting."""
-        return {"steps": self._earlier + len(self._rows), "fits": self._fits}
+        # A fit that is resumed begins here, too, and is counted then.
+        return {"steps": self._earlier + len(self._rows), "fits": self._fits - self._inside}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Count steps and fits on from `state`, in place."""
@@ -92,6 +97,8 @@ class LogGroups(GroupRecorder):
         row = self._rows[-1]
         assert row.norms is not None
         columns = {"lr": row.lr, **dict(zip(NORMS, row.norms.cpu().tolist(), strict=True))}
+        if self._earlier:
+            del columns["distance"]  # no checkpoint has the weights that the run began with
         live = {
             f"{key}/{name}": float(value)
             for key, values in columns.items()

@@ -175,7 +175,8 @@ class StateOfCallbacks(Callback):
         """Those attributes that a resumed run needs."""
         holder = held.holder
         if offers_state(holder):
-            return {"state_dict": holder.state_dict()}
+            state = holder.state_dict()
+            return {"state_dict": state} if state else {}  # an empty one says that there is nothing to carry on
         found = _attributes(holder)
         if not _is_unknown(holder):
             names = [n for cls, known in _CARRIED.items() if isinstance(holder, cls) for n in known]
@@ -245,7 +246,7 @@ def _holders(learn: Learner) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = []
     count: dict[str, int] = {}
     for cb in learn.cbs:
-        if _is_ours(type(cb)):
+        if _is_ours(type(cb)) and not offers_state(cb):
             continue
         name = _name(type(cb))
         count[name] = count.get(name, -1) + 1
